@@ -1,0 +1,64 @@
+# One command a chore, the same at home and in CI. `make demo` and `make test` need only Python 3.11 and make.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+UV := $(BIN)/uv
+UV_VERSION := 0.13.9
+export DOCSUM_HOME ?= $(CURDIR)/.docsum
+
+help:  ## what there is to do
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(UV):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "docsum needs Python 3.11 or newer; found $$($(PYTHON) --version). Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@$(PYTHON) -m venv --help >/dev/null 2>&1 && $(PYTHON) -c 'import ensurepip' 2>/dev/null || .ci/need-venv $(PYTHON)
+	@echo "Preparing $(VENV) (once)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+
+# A stamp for each lock: installing is skipped while neither the lock nor the project file has changed.
+$(VENV)/.local: requirements/local.txt pyproject.toml | $(UV)
+	@echo "Installing docsum and what the local stack needs (about 350 MB to download the first time)"
+	@test -e $(VENV)/.dev || $(UV) pip sync --python $(BIN)/python --require-hashes requirements/local.txt
+	@$(MAKE) --no-print-directory link
+	@touch $@
+
+$(VENV)/.dev: requirements/dev.txt pyproject.toml | $(UV)
+	@$(UV) pip sync --python $(BIN)/python --require-hashes requirements/dev.txt
+	@$(MAKE) --no-print-directory link
+	@touch $@ $(VENV)/.local
+
+# The source tree itself is the installation: a path file and a launcher, no build step and no network.
+link:
+	@$(BIN)/python .ci/link.py
+
+demo: $(VENV)/.local  ## summarise the sample documents on this machine: no key, no account, no Docker
+	@$(BIN)/docsum demo
+
+check: $(VENV)/.dev  ## lint, types, import directions and unit tests: under a minute
+	$(BIN)/ruff format --check app tests
+	$(BIN)/ruff check app tests
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest tests/unit
+
+test: check  ## everything but benches and long chaos
+	$(BIN)/pytest tests/contract tests/integration tests/chaos
+
+bench: $(VENV)/.dev  ## docsum beside the bare SDK loops: a table and bench-results/*.json
+	$(BIN)/python -m tests.bench
+
+format: $(VENV)/.dev  ## write the code as the house would
+	$(BIN)/ruff format app tests
+	$(BIN)/ruff check --fix app tests
+
+COMPILE := $(UV) pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-header --no-annotate pyproject.toml
+lock: | $(UV)  ## renew the hashed requirement files
+	$(COMPILE) --upgrade -o requirements/runtime.txt
+	$(COMPILE) --upgrade --extra local -c requirements/runtime.txt -o requirements/local.txt
+	$(COMPILE) --upgrade --extra local --group dev -c requirements/local.txt -o requirements/dev.txt
+
+.PHONY: help demo check test bench format lock link

@@ -1,0 +1,1 @@
+"""docsum turns "summarise all our documents" into a stream that finishes."""

@@ -1,0 +1,5 @@
+"""`python -m docsum` is the command `docsum`."""
+
+from docsum.cli import main
+
+main()

@@ -1,0 +1,128 @@
+"""Which docsum a command talks to: one that is configured, or the local stack, started where it is needed."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from docsum.cli.output import NothingRuns, console, say
+from docsum.errors import ConfigurationError
+from docsum.sources import Lister, Source
+
+if TYPE_CHECKING:
+    from docsum.local.stack_state import StackState
+    from docsum.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """Where the work is done."""
+
+    settings: Settings  # with addresses
+    model_line: str  # which model does the work, in one sentence
+    local: bool
+    started: bool  # by this command
+
+    def still_runs(self) -> bool:
+        """False once the local stack was stopped."""
+        from docsum.local.compose import attach
+
+        return not self.local or attach(self.settings) is not None
+
+
+def reached() -> Settings:
+    """The settings of a deployment that runs. Raises NothingRuns."""
+    from docsum.local.compose import attach
+    from docsum.settings import load
+
+    settings = load()
+    if settings.explicit:
+        return settings
+    attached = attach(settings)
+    if attached is None:
+        raise NothingRuns(
+            f"No docsum runs in {settings.home}: start it with `docsum up -d`, or `docsum run FOLDER`."
+        )
+    return attached
+
+
+def lister() -> Lister:
+    """Lists what the workers will fetch."""
+    from datetime import UTC, datetime
+
+    from docsum.fetchers.file import file_version
+
+    return Lister(now=lambda: datetime.now(UTC), file_version=file_version)
+
+
+async def deployment_for(settings: Settings, source: Source, *, local_model: bool = False) -> Deployment:
+    """A deployment whose workers may read the source; the local stack is started when none runs."""
+    if settings.explicit:
+        _refuse_unreadable(settings, source)
+        line = f"Summaries are made by the workers of {settings.kafka.bootstrap_servers}."
+        return Deployment(settings, line, local=False, started=False)
+    from docsum.local.compose import ensure_stack
+    from docsum.local.stack_state import find
+
+    before = find(settings.home)
+    if before is None:
+        say(f"Starting docsum in {settings.home} (Kafka, the ClickHouse engine, the model server, workers).")
+    with starting() as seen:
+        stack = await ensure_stack(settings, file_roots=[source.folder], local_model=local_model, seen=seen)
+    if before is not None and _workers(before) != _workers(stack.state):
+        say("Restarted the workers: the folders that they may read, their settings or the key have changed.")
+    return Deployment(stack.settings, stack.model_line, local=True, started=stack.started)
+
+
+def _workers(state: StackState) -> list[int | None]:
+    return [process.pid for process in state.processes if process.name.startswith("worker-")]
+
+
+def download(settings: Settings) -> None:
+    """What the local stack lacks, with a bar; says how much comes before it comes. Raises DownloadFailed.
+
+    Outside an event loop, so that Ctrl-C ends it at once.
+    """
+    from docsum.local.jars import cache_folder, download_size, ensure_jars
+
+    cache = cache_folder(os.environ)
+    size = 0 if settings.explicit else download_size(cache)
+    if not size:
+        return
+    say(f"Downloading Apache Kafka, {size / 1e6:.0f} MB, once, to {cache}.")
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
+
+    columns = (BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console(stderr=True), disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("Kafka", total=None)
+        ensure_jars(cache, lambda done, total: bar.update(task, completed=done, total=total))
+
+
+def _refuse_unreadable(settings: Settings, source: Source) -> None:
+    """Workers elsewhere read only what they are allowed to: better told now than a dead letter each."""
+    roots = settings.fetch.file_roots
+    if not source.manifest and not any(source.folder.is_relative_to(root) for root in roots):
+        allowed = ", ".join(roots) or "no folder"
+        raise ConfigurationError(
+            f"The workers may read {allowed}, not {source.folder}: add it to DOCSUM_FETCH__FILE_ROOTS, here "
+            "and for the workers."
+        )
+
+
+@contextmanager
+def starting() -> Iterator[Callable[[StackState], None]]:
+    """What the processes of a starting stack do, on a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda _state: None
+        return
+    from rich.live import Live
+    from rich.text import Text
+
+    with Live(console=console(stderr=True), transient=True, refresh_per_second=4) as live:
+        yield lambda state: live.update(
+            Text("  ".join(f"{process.name}: {process.state}" for process in state.processes))
+        )

@@ -1,0 +1,190 @@
+"""A run carried out in the foreground: announced and watched at the same time, then told how it ended."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from docsum.cli.deployment import Deployment
+from docsum.cli.options import MAX_LAG
+from docsum.cli.output import Code, NothingRuns, emit, next_step, run_fields, say
+from docsum.cli.progress import Watch
+from docsum.cli.report import report
+from docsum.errors import DocsumError
+from docsum.models import Run, RunState
+from docsum.runs import Published, Snapshot, follow, publish
+from docsum.sources import Listed, Source
+
+if TYPE_CHECKING:
+    from docsum.kafka.codec import EventCodec
+    from docsum.kafka.producer import KafkaProducer
+    from docsum.ports import Clock, SummaryStore
+
+
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """How a run is carried out and shown."""
+
+    wait: bool = True
+    max_lag: int = MAX_LAG
+    json: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Execution:
+    """What carrying out a run needs."""
+
+    source: Source
+    deployment: Deployment
+    store: SummaryStore
+    clock: Clock
+    manner: Manner
+
+    async def carry_out(self, run: Run) -> Code:
+        """From where it is to its end, with everything that a person or a program is told about it."""
+        started = time.monotonic()
+        snapshot = await self.follow(run)
+        if not self.manner.wait:
+            return self._announced(snapshot)
+        seconds = time.monotonic() - started
+        if self.manner.json:
+            emit({**run_fields(snapshot.run, snapshot.progress), "seconds": round(seconds, 3)})
+        else:
+            if self.deployment.started:
+                say("docsum stays running for the next run; `docsum down` stops it.")
+            await report(snapshot, self.store, seconds)
+        return Code.DEAD_LETTERS if snapshot.progress.dead_lettered else Code.OK
+
+    async def follow(self, run: Run) -> Snapshot:
+        """Publishes what is not published yet, shows how it goes, and returns the last of it."""
+        saved = asyncio.Event()
+        with Watch() as watch:
+            publishing = asyncio.create_task(self._publish(run, watch, saved))
+            try:
+                return await self._watched(run, publishing, saved, watch)
+            except (asyncio.CancelledError, DocsumError) as error:
+                interrupted = isinstance(error, asyncio.CancelledError)
+                self._say_how_to_go_on(run, publishing, saved=saved.is_set(), interrupted=interrupted)
+                raise
+            finally:
+                publishing.cancel()
+                await asyncio.wait({publishing})
+
+    async def _watched(
+        self, run: Run, publishing: asyncio.Task[Run], saved: asyncio.Event, watch: Watch
+    ) -> Snapshot:
+        if not self.manner.wait:
+            return Snapshot(await publishing, await self.store.progress(run.id))
+        saving = asyncio.create_task(saved.wait())
+        try:
+            await asyncio.wait({publishing, saving}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            saving.cancel()
+        if not saved.is_set():
+            await publishing  # raises what was in its way
+        say(f"Run {run.id} ({run.name}).")
+        async for snapshot in follow(run.id, self.store, self.clock):
+            watch.show(snapshot, publishing=not publishing.done())
+            if publishing.done():
+                await publishing
+            if snapshot.trouble and not self.deployment.still_runs():
+                raise NothingRuns(
+                    f"docsum was stopped meanwhile: `docsum up -d`, then `docsum runs watch {run.id}`."
+                )
+        await publishing
+        return snapshot
+
+    def _say_how_to_go_on(
+        self, run: Run, publishing: asyncio.Task[Run], *, saved: bool, interrupted: bool
+    ) -> None:
+        complete = publishing.done() and not publishing.cancelled() and publishing.exception() is None
+        if not saved:
+            say("Nothing has been announced.")
+        elif not complete:
+            say(f"Not everything has been announced. {self._resume(run)}")
+        elif interrupted:
+            say(f"Only the watching stopped, the run goes on. `docsum runs watch {run.id}` shows it.")
+
+    def _resume(self, run: Run) -> str:
+        if self.source.repeatable:
+            return f"`docsum runs resume {run.id}` goes on."
+        return f"Pipe it again into `docsum run - --id {run.id}` to go on."
+
+    async def _publish(self, run: Run, watch: Watch, saved: asyncio.Event) -> Run:
+        """Sets `saved` once the run is in the store."""
+        from docsum.bootstrap import open_admin, open_producer
+        from docsum.kafka.codec import EventCodec
+
+        if run.state is RunState.PUBLISHED:
+            saved.set()
+            return run
+
+        def tell(published: Published) -> None:
+            saved.set()
+            watch.publishing(published)
+
+        settings = self.deployment.settings
+        topology, admin = settings.topology(), open_admin(settings)
+
+        async def lag() -> int:
+            partitions = await admin.lag(settings.kafka.group_id, topology, run.lane)
+            return sum(partition.lag for partition in partitions)
+
+        async with (
+            open_producer(settings) as producer,
+            EventCodec(settings.kafka.schema_registry_url) as codec,
+        ):
+            return await publish(
+                run,
+                self.source.entries(),
+                store=self.store,
+                announce=_Announcer(producer, codec, topology.lane_topic(run.lane), self.clock),
+                clock=self.clock,
+                lag=lag,
+                max_lag=self.manner.max_lag,
+                tell=tell,
+                complain=watch.passed_over,
+            )
+
+    def _announced(self, snapshot: Snapshot) -> Code:
+        if self.manner.json:
+            emit(run_fields(snapshot.run, snapshot.progress))
+        else:
+            say(f"Announced: {snapshot.progress.total:,} documents.")
+            next_step(f"`docsum runs watch {snapshot.run.id}`")
+        return Code.OK
+
+
+@dataclass(frozen=True, slots=True)
+class _Announcer:
+    """Publishes events to the topic of a lane."""
+
+    producer: KafkaProducer
+    codec: EventCodec
+    topic: str
+    clock: Clock
+
+    async def __call__(self, run: Run, listed: Listed) -> datetime:
+        from docsum.kafka.codec import new_event
+        from docsum.models import RecordCopy, from_ms, to_ms
+
+        event = new_event(
+            listed.document_id,
+            listed.uri,
+            occurred_at=listed.occurred_at,
+            source_version=listed.source_version,
+            media_type=listed.media_type,
+            size_bytes=listed.size_bytes,
+            title=listed.title,
+            run_id=run.id,
+            force=run.force,
+            attributes=listed.attributes,
+        )
+        value = await self.codec.encode(event, self.topic)
+        published_ms = to_ms(self.clock.now())
+        record = RecordCopy(self.topic, None, listed.document_id.encode(), value, ())
+        await (await self.producer.submit(record, timestamp_ms=published_ms))
+        return from_ms(published_ms)

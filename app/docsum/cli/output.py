@@ -1,0 +1,228 @@
+"""What a person or a program reads: results on stdout, everything else on stderr, one sentence an error."""
+
+from __future__ import annotations
+
+import enum
+import json
+import signal
+import sys
+import traceback
+from bisect import bisect_left
+from collections.abc import Coroutine, Mapping
+from datetime import datetime, timedelta
+from decimal import Decimal
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
+from unicodedata import east_asian_width
+
+import typer
+
+from docsum.errors import Disposition, DocsumError, row_of
+from docsum.models import Run, RunProgress, RunState
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+_PLAIN_WIDTH = 160  # columns where nobody has a window
+
+
+class Code(enum.IntEnum):
+    """What a command ends with; a public interface."""
+
+    OK = 0
+    FAILURE = 1
+    USAGE = 2
+    DEAD_LETTERS = 3  # finished, but some documents failed
+    UNREACHABLE = 4  # trying again may help
+    TIMEOUT = 5
+    CONFIGURATION = 78  # trying again never helps
+    INTERRUPTED = 130
+
+
+class WrongUsage(DocsumError):
+    """The command line asks for something that does not go together."""
+
+
+class NothingRuns(DocsumError):
+    """There is no local stack, and no other deployment is configured."""
+
+
+def code_of(error: BaseException) -> Code:
+    """By the failure table, but for what only a command meets."""
+    from docsum.local.jars import DownloadFailed
+    from docsum.local.stack_state import StackFailed
+    from docsum.manifests import NoManifest
+    from docsum.runs import UnknownRun
+    from docsum.sources import UnusableSource
+
+    match error:
+        case WrongUsage() | UnusableSource() | NoManifest() | UnknownRun():
+            return Code.USAGE
+        case NothingRuns() | DownloadFailed():
+            return Code.UNREACHABLE
+        case StackFailed(process=process) if process.exit_code == Code.CONFIGURATION:
+            return Code.CONFIGURATION
+        case TimeoutError():
+            return Code.TIMEOUT
+        case DocsumError():
+            return _BY_DISPOSITION.get(row_of(error).disposition, Code.FAILURE)
+        case _:
+            return Code.FAILURE
+
+
+_BY_DISPOSITION = {
+    Disposition.STOP: Code.CONFIGURATION,
+    Disposition.PAUSE: Code.UNREACHABLE,
+    Disposition.HOLD: Code.UNREACHABLE,
+}
+
+
+def explain(error: Exception, debug: bool) -> Code:
+    """Says what went wrong in a sentence, and what to do where the sentence does not; the exit code."""
+    code = code_of(error)
+    if debug:
+        sys.stderr.write("".join(traceback.format_exception(error)))
+    if isinstance(error, DocsumError):
+        message = str(error)
+        if code is Code.CONFIGURATION and "`" not in message and "DOCSUM_" not in message:
+            message += f" {row_of(error).hint}"
+    elif isinstance(error, BrokenPipeError):  # the reader, such as `head`, has enough
+        return Code.OK
+    elif isinstance(error, TimeoutError):
+        message = "It took too long. Look at `docsum status`, then try again."
+    else:
+        message = f"docsum failed unexpectedly ({type(error).__name__}: {error}). "
+        message += "Report it with the output of the same command and --debug."
+    say(f"Error: {message}")
+    return code
+
+
+def finish(main: Coroutine[Any, Any, Code | None]) -> None:
+    """Runs the body of a command, to its exit code. Ctrl-C and SIGTERM cancel it, so that it can tidy up."""
+    import asyncio
+
+    async def body() -> Code | None:
+        task = asyncio.current_task()
+        assert task is not None
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        return await main
+
+    try:
+        code = asyncio.run(body())
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        code = Code.INTERRUPTED
+    raise typer.Exit(code or Code.OK)
+
+
+def say(text: str) -> None:
+    """A sentence to the person, on stderr."""
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
+
+
+def next_step(text: str) -> None:
+    """How every command ends, for a person: with the next useful one."""
+    if sys.stderr.isatty():
+        say(f"Next: {text}")
+
+
+def emit(value: Mapping[str, object]) -> None:
+    """One JSON object on one line of stdout."""
+    sys.stdout.write(json.dumps(value, ensure_ascii=False, default=plain) + "\n")
+    sys.stdout.flush()
+
+
+def plain(value: object) -> object:
+    match value:
+        case datetime():
+            return value.isoformat(timespec="milliseconds")
+        case timedelta():
+            return value.total_seconds()
+        case Decimal():
+            return float(value)
+        case _:
+            return str(value)
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Colours only on a terminal and without NO_COLOR; nothing is cut where there is no window."""
+    from rich.console import Console
+
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() else _PLAIN_WIDTH
+    return Console(stderr=stderr, width=width, highlight=False, markup=False, soft_wrap=False)
+
+
+def table(*columns: str, title: str | None = None, right: tuple[str, ...] = ()) -> Table:
+    """An empty table; the columns in `right` hold numbers."""
+    from rich import box
+    from rich.table import Table
+
+    found = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    for column in columns:
+        found.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    return found
+
+
+# -- words -------------------------------------------------------------------------------------------------
+
+
+def money(cost: Decimal) -> str:
+    """US dollars, with as many digits as a small amount needs."""
+    if not cost:
+        return "$0"
+    return f"${cost:.2f}" if cost >= 1 else f"${cost:.6f}".rstrip("0")
+
+
+def span(seconds: float) -> str:
+    """A length of time in at most two units."""
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def one_line(text: str, width: int) -> str:
+    """The first line of a text, printable, cut with an ellipsis to so many columns of a terminal."""
+    first = next((line for line in text.splitlines() if line.strip()), "")
+    clean = "".join(character if character.isprintable() else " " for character in first).strip()
+    columns = list(accumulate(2 if east_asian_width(character) in "WF" else 1 for character in clean))
+    if not columns or columns[-1] <= width:
+        return clean
+    return f"{clean[: bisect_left(columns, width)].rstrip()}…"
+
+
+def standing(run: Run, progress: RunProgress) -> str:
+    """The state of a run in a word; finished is derived, never stored."""
+    if run.state is RunState.PUBLISHED:
+        return "running" if progress.remaining else "finished"
+    return run.state.value
+
+
+def run_fields(run: Run, progress: RunProgress) -> dict[str, object]:
+    """A run as a program reads it."""
+    return {
+        "run_id": str(run.id),
+        "name": run.name,
+        "source": run.source,
+        "lane": run.lane.value,
+        "model": run.recipe.model,
+        "state": standing(run, progress),
+        "created_at": run.created_at,
+        "listed": run.listed,
+        "unreadable": run.unreadable,
+        "total": progress.total,
+        "queued": progress.queued,
+        "retrying": progress.retrying,
+        "held": progress.held,
+        "done": progress.done,
+        "skipped": progress.skipped,
+        "dead_lettered": progress.dead_lettered,
+        "cancelled": progress.cancelled,
+        "remaining": progress.remaining,
+        "cost_usd": progress.cost,
+        "as_of": progress.as_of,
+    }

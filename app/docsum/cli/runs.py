@@ -1,0 +1,223 @@
+"""`docsum runs`: what was asked for, and how far it is."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+from uuid import UUID
+
+import typer
+
+from docsum.cli.deployment import Deployment, deployment_for, download, lister, reached
+from docsum.cli.options import MAX_LAG, JsonLines, JsonObject, MaxLag, NoWait
+from docsum.cli.output import (
+    Code,
+    WrongUsage,
+    console,
+    emit,
+    finish,
+    money,
+    next_step,
+    run_fields,
+    say,
+    standing,
+    table,
+)
+from docsum.models import Run, RunState
+
+if TYPE_CHECKING:
+    from docsum.cli.execution import Manner
+    from docsum.ports import SummaryStore
+
+Id = Annotated[str, typer.Argument(metavar="ID", help="The id of a run, or how it begins, or `last`.")]
+_RECENT = 1_000  # runs that a part of an id is looked for in
+
+
+def register(app: typer.Typer, name: str) -> None:
+    """Adds `docsum runs ...`."""
+    group = typer.Typer(help="Runs: list, show, watch, resume.", rich_markup_mode=None, no_args_is_help=True)
+    group.command("ls")(list_)
+    group.command("show")(show)
+    group.command("watch")(watch)
+    group.command("resume")(resume)
+    app.add_typer(group, name=name)
+
+
+def list_(
+    limit: Annotated[int, typer.Option(min=1, max=1_000, help="The newest so many.")] = 20,
+    json: JsonLines = False,
+) -> None:
+    """The newest runs.
+
+    \b
+      docsum runs ls
+      docsum runs ls --json | jq -r .run_id
+    """
+    finish(_list(limit, json))
+
+
+async def _list(limit: int, json: bool) -> Code:
+    from docsum.bootstrap import open_store
+
+    async with open_store(reached()) as store:
+        runs = await store.runs(limit)
+        rows = [(run, await store.progress(run.id)) for run in runs]
+    if json:
+        for run, progress in rows:
+            emit(run_fields(run, progress))
+        return Code.OK
+    if not rows:
+        say("There are no runs yet.")
+        next_step("`docsum run FOLDER`")
+        return Code.OK
+    found = table(
+        "id", "name", "state", "model", "started", "done", "skipped", "failed", "waiting", "cost",
+        right=("done", "skipped", "failed", "waiting", "cost"),
+    )  # fmt: skip
+    for run, progress in rows:
+        found.add_row(
+            str(run.id)[:8],
+            run.name,
+            standing(run, progress),
+            run.recipe.model,
+            f"{run.created_at.astimezone():%Y-%m-%d %H:%M}",
+            f"{progress.done:,}",
+            f"{progress.skipped:,}",
+            f"{progress.dead_lettered:,}",
+            f"{progress.remaining:,}",
+            money(progress.cost),
+        )
+    console().print(found)
+    next_step(f"`docsum runs show {str(rows[0][0].id)[:8]}`")
+    return Code.OK
+
+
+def show(run_id: Id, json: JsonObject = False) -> None:
+    """How far a run is, and what failed.
+
+    \b
+      docsum runs show 3f2a91c0
+      docsum runs show last --json
+    """
+    finish(_show(run_id, json))
+
+
+async def _show(run_id: str, json: bool) -> Code:
+    from docsum.bootstrap import open_store
+    from docsum.cli.report import report
+    from docsum.runs import Snapshot
+
+    async with open_store(reached()) as store:
+        run = await find(run_id, store)
+        progress = await store.progress(run.id)
+        if json:
+            emit(run_fields(run, progress))
+            return Code.OK
+        recipe = run.recipe
+        details = table("run", str(run.id))
+        details.add_row("name", run.name)
+        details.add_row("source", run.source)
+        details.add_row("lane", run.lane.value)
+        details.add_row("model", recipe.model)
+        details.add_row("wish", f"about {recipe.words} words, language {recipe.language}")
+        if recipe.instructions:
+            details.add_row("instructions", recipe.instructions)
+        details.add_row("listed", f"{run.listed:,}, {run.unreadable:,} of them could not be announced")
+        console().print(details)
+        await report(Snapshot(run, progress), store)
+    if run.state is RunState.INTERRUPTED:
+        next_step(f"`docsum runs resume {run.id}`")
+    return Code.OK
+
+
+def watch(run_id: Id, json: JsonLines = False) -> None:
+    """Watch a run until it is finished.
+
+    With --json a line for every look.
+
+    \b
+      docsum runs watch last
+      docsum runs watch 3f2a91c0 --json | jq .remaining
+    """
+    finish(_watch(run_id, json))
+
+
+async def _watch(run_id: str, json: bool) -> Code:
+    from docsum.bootstrap import open_store
+    from docsum.cli.progress import Watch
+    from docsum.cli.report import report
+    from docsum.ports import SystemClock
+    from docsum.runs import follow
+
+    async with open_store(reached()) as store:
+        run = await find(run_id, store)
+        with Watch() as view:
+            async for snapshot in follow(run.id, store, SystemClock()):
+                if json:
+                    emit(run_fields(snapshot.run, snapshot.progress))
+                else:
+                    view.show(snapshot, publishing=snapshot.run.state is not RunState.PUBLISHED)
+        if not json:
+            await report(snapshot, store)
+        if snapshot.run.state is RunState.INTERRUPTED:
+            say(f"Not everything has been announced. `docsum runs resume {run.id}` goes on.")
+            return Code.FAILURE
+    return Code.DEAD_LETTERS if snapshot.progress.dead_lettered else Code.OK
+
+
+def resume(
+    run_id: Id,
+    no_wait: NoWait = False,
+    max_lag: MaxLag = MAX_LAG,
+    json: JsonObject = False,
+) -> None:
+    """Go on announcing an interrupted run.
+
+    Its source is listed again; what was announced already is not announced twice.
+
+    \b
+      docsum runs resume 3f2a91c0
+    """
+    from docsum.cli.execution import Manner
+    from docsum.settings import load
+
+    download(load())
+    finish(_resume(run_id, Manner(not no_wait, max_lag, json)))
+
+
+async def _resume(run_id: str, manner: Manner) -> Code:
+    from docsum.bootstrap import open_store
+    from docsum.cli.execution import Execution
+    from docsum.ports import SystemClock
+    from docsum.settings import load
+
+    settings = load()
+    async with open_store(reached()) as store:
+        run = await find(run_id, store)
+    if run.state is RunState.PUBLISHED:
+        say("Everything of this run has been announced already.")
+    elif run.state is RunState.PUBLISHING:
+        raise WrongUsage(f"Another command is announcing this run: `docsum runs watch {run.id}` shows it.")
+    source = lister().open(run.source, sys.stdin.buffer) if run.source != "-" else None
+    if source is None:
+        raise WrongUsage(f"Standard input cannot be read again: pipe it into `docsum run - --id {run.id}`.")
+    deployment: Deployment = await deployment_for(settings, source)
+    async with open_store(deployment.settings) as store:
+        return await Execution(source, deployment, store, SystemClock(), manner).carry_out(run)
+
+
+async def find(text: str, store: SummaryStore) -> Run:
+    """The run that a person means. Raises UnknownRun or WrongUsage."""
+    from docsum.runs import UnknownRun
+
+    try:
+        run = await store.run(UUID(text))
+        found = [run] if run else []
+    except ValueError:
+        runs = await store.runs(1 if text == "last" else _RECENT)
+        found = [run for run in runs if text == "last" or str(run.id).startswith(text.lower())]
+    if not found:
+        raise UnknownRun(f"There is no run {text}: `docsum runs ls` shows those that there are.")
+    if len(found) > 1:
+        raise WrongUsage(f"{len(found)} runs begin with {text}: write more of the id.")
+    return found[0]

@@ -1,0 +1,114 @@
+"""`docsum setup`: topics and tables, made, checked, or printed for a team's own tooling."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+
+from docsum.cli.deployment import reached
+from docsum.cli.output import Code, WrongUsage, finish, next_step, say
+
+Check = Annotated[bool, typer.Option("--check", help="Change nothing; end with 78 when something is wrong.")]
+
+
+_FORMS: dict[str, Literal["kafka", "strimzi"]] = {"kafka": "kafka", "strimzi": "strimzi"}
+
+
+def register(app: typer.Typer, name: str) -> None:
+    """Adds `docsum setup ...`."""
+    group = typer.Typer(
+        help="Make or check what docsum needs in Kafka and ClickHouse. Safe to run again.",
+        rich_markup_mode=None,
+        no_args_is_help=True,
+    )
+    group.command("topics")(topics)
+    group.command("store")(store)
+    app.add_typer(group, name=name)
+
+
+def topics(
+    check: Check = False,
+    form: Annotated[
+        str, typer.Option("--print", metavar="kafka|strimzi", help="Print commands or resources instead.")
+    ] = "",
+) -> None:
+    """The topics: creates what is missing, raises what is too small.
+
+    \b
+      docsum setup topics
+      docsum setup topics --check
+      docsum setup topics --print strimzi > topics.yaml
+    """
+    from docsum.kafka.admin import render
+    from docsum.settings import load
+
+    if form in _FORMS:
+        settings = load()
+        typer.echo(render(_FORMS[form], settings.topology(), settings.topics.replication_factor), nl=False)
+    elif form:
+        raise WrongUsage(f"Topics cannot be printed as {form!r}: choose kafka or strimzi.")
+    else:
+        finish(_topics(check))
+
+
+async def _topics(check: bool) -> Code:
+    from docsum.bootstrap import open_admin
+
+    settings = reached()
+    admin, topology = open_admin(settings), settings.topology()
+    if check:
+        return _checked(await admin.check(topology), "The topics are as they should be.", "topics")
+    for line in await admin.setup(topology, settings.topics.replication_factor) or ["Nothing to do."]:
+        typer.echo(line)
+    next_step("`docsum setup store`")
+    return Code.OK
+
+
+def _checked(wrong: list[str], good: str, what: str) -> Code:
+    for line in wrong or [good]:
+        typer.echo(line)
+    if wrong:
+        say(f"`docsum setup {what}` puts that right.")
+    return Code.CONFIGURATION if wrong else Code.OK
+
+
+def store(
+    check: Check = False,
+    form: Annotated[str, typer.Option("--print", metavar="sql", help="Print the statements instead.")] = "",
+) -> None:
+    """The database, its tables and views: makes what is missing.
+
+    \b
+      docsum setup store
+      docsum setup store --check
+      docsum setup store --print sql > docsum.sql
+    """
+    from docsum.settings import load
+    from docsum.stores.migrate import script
+
+    if form == "sql":
+        typer.echo(script(load().clickhouse), nl=False)
+    elif form:
+        raise WrongUsage(f"The tables cannot be printed as {form!r}: choose sql.")
+    else:
+        finish(_store(check))
+
+
+async def _store(check: bool) -> Code:
+    from docsum.bootstrap import open_store
+    from docsum.errors import StoreMisconfigured
+    from docsum.stores.migrate import setup
+
+    settings = reached()
+    if not check:
+        for name in await setup(settings.clickhouse) or ("Nothing to do.",):
+            typer.echo(name)
+        next_step("`docsum doctor`")
+        return Code.OK
+    try:
+        async with open_store(settings) as opened:
+            await opened.check()
+    except StoreMisconfigured as error:
+        return _checked([str(error)], "", "store")
+    return _checked([], "The tables are as they should be.", "store")

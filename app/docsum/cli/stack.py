@@ -1,0 +1,137 @@
+"""`docsum up` and `down`: the local stack."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from docsum.cli.deployment import download, starting
+from docsum.cli.output import Code, console, finish, next_step, say, table
+from docsum.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from docsum.local.stack_state import StackState
+    from docsum.settings import Settings
+
+
+def register(app: typer.Typer, name: str) -> None:
+    """Adds `docsum up` or `docsum down`."""
+    app.command(name)(up if name == "up" else down)
+
+
+def up(
+    detach: Annotated[
+        bool, typer.Option("-d", "--detach", help="In the background, once it is ready.")
+    ] = False,
+    workers: Annotated[int, typer.Option(min=1, max=64, help="Worker processes.")] = 2,
+    local_model: Annotated[bool, typer.Option("--local-model", hidden=True)] = False,
+) -> None:
+    """Run everything on this machine: Kafka, the ClickHouse engine, a local model server and workers.
+
+    Ctrl-C stops all of it in order. What was announced and stored is kept in DOCSUM_HOME.
+
+    \b
+      docsum up
+      docsum up -d --workers 4
+    """
+    from docsum.settings import load
+
+    settings = load()
+    if settings.explicit:
+        raise ConfigurationError(
+            "DOCSUM_KAFKA__BOOTSTRAP_SERVERS names a deployment of your own: unset it for the local stack."
+        )
+    download(settings)
+    finish(_detached(settings, workers, local_model) if detach else _here(settings, workers, local_model))
+
+
+async def _detached(settings: Settings, workers: int, local_model: bool) -> Code:
+    from docsum.local.compose import ensure_stack
+
+    with starting() as seen:
+        stack = await ensure_stack(settings, workers=workers, local_model=local_model, seen=seen)
+    count = sum(process.name.startswith("worker-") for process in stack.state.processes)
+    say(f"docsum runs in {settings.home} with {count} workers. {stack.model_line}")
+    if not stack.started and count != workers:
+        say(f"It ran already: `docsum down`, then `docsum up -d --workers {workers}` changes their number.")
+    next_step("`docsum run FOLDER`, `docsum status`, `docsum down`")
+    return Code.OK
+
+
+async def _here(settings: Settings, workers: int, local_model: bool) -> Code:
+    from docsum.local.compose import run_stack
+
+    say(f"Starting docsum in {settings.home}; Ctrl-C stops it.")
+    with _shown() as seen:
+        await run_stack(settings, workers=workers, local_model=local_model, seen=seen)
+    say("docsum is stopped; `docsum up` goes on where it was.")
+    return Code.OK
+
+
+@contextmanager
+def _shown() -> Iterator[Callable[[StackState], None]]:
+    """One table on a terminal, else a line for every change."""
+    if not sys.stderr.isatty():
+        yield _Changes().tell
+        return
+    from rich.live import Live
+
+    with Live(console=console(stderr=True), refresh_per_second=4) as live:
+        yield lambda state: live.update(processes(state))
+
+
+class _Changes:
+    def __init__(self) -> None:
+        self._told: dict[str, str] = {}
+
+    def tell(self, state: StackState) -> None:
+        for process in state.processes:
+            line = f"{process.name}: {process.state}{f' ({process.problem})' if process.problem else ''}"
+            if self._told.get(process.name) != line:
+                self._told[process.name] = line
+                say(line)
+
+
+def processes(state: StackState) -> Table:
+    """The processes of the stack as a table."""
+    found = table("process", "state", "pid", "port", "restarts", "problem", right=("pid", "port", "restarts"))
+    for process in state.processes:
+        found.add_row(
+            process.name,
+            process.state.value,
+            str(process.pid or ""),
+            str(process.port or ""),
+            str(process.restarts),
+            f"{process.problem}; see {process.log}" if process.problem else "",
+        )
+    return found
+
+
+def down() -> None:
+    """Stop what runs on this machine, in order. Nothing is lost: `docsum up` goes on where it was.
+
+    \b
+      docsum down
+    """
+    from docsum.settings import load
+
+    finish(_down(load()))
+
+
+async def _down(settings: Settings) -> Code:
+    from docsum.local.compose import attach, stop_stack
+
+    if attach(settings) is None:
+        say(f"No docsum runs in {settings.home}.")
+        return Code.OK
+    say("Stopping docsum: workers finish the calls that they have paid for.")
+    await stop_stack(settings)
+    say("docsum is stopped.")
+    next_step("`docsum up -d`")
+    return Code.OK

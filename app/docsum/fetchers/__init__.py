@@ -1,0 +1,1 @@
+"""The implementations of the port `Fetcher`, one module a kind of address."""

@@ -1,0 +1,198 @@
+"""Publishing outside a worker: runs, replays and the API, by librdkafka and a thread that polls it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections import deque
+from datetime import timedelta
+from functools import partial
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from docsum.errors import BrokerUnavailable
+from docsum.kafka.security import client_config
+from docsum.models import Coordinates, RecordCopy
+from docsum.settings import Kafka
+from docsum.topics import MAX_MESSAGE_BYTES, SPARE_BYTES
+
+if TYPE_CHECKING:
+    from confluent_kafka import KafkaError, Message, Producer
+
+Report = tuple[asyncio.Future[Coordinates], Coordinates | BrokerUnavailable]
+
+_POLL = 0.1  # seconds; the longest time that closing waits for the thread
+_METADATA = timedelta(seconds=10)
+_BY_KEY = -1  # librdkafka's PARTITION_UA
+
+#: librdkafka itself counts what is in flight: this much, and `submit` waits.
+_QUEUE = {"queue.buffering.max.messages": 10_000, "queue.buffering.max.kbytes": 65_536}
+
+
+class KafkaProducer:
+    """Idempotent, acknowledged by all replicas, keys placed like the Java client; an async context manager.
+
+    Implements `ports.Publisher`. Leaving the context waits for what is in flight.
+    """
+
+    def __init__(self, kafka: Kafka, deliver_within: timedelta = timedelta(seconds=30)) -> None:
+        """Raises ConfigurationError. `deliver_within`: a record that took longer has failed."""
+        self._servers = kafka.bootstrap_servers
+        self._deliver_within = deliver_within
+        self._config = client_config(kafka) | {
+            "enable.idempotence": True,
+            "acks": "all",
+            "partitioner": "murmur2_random",
+            "linger.ms": 5,
+            "message.timeout.ms": deliver_within // timedelta(milliseconds=1),
+            # A copy may be larger than its source; batches stay under what input topics take (1,000,000).
+            "message.max.bytes": MAX_MESSAGE_BYTES + SPARE_BYTES,
+            "topic.metadata.refresh.interval.ms": 10_000,  # the default needs 5 minutes for new partitions
+            **_QUEUE,
+        }
+        self._producer: Producer | None = None
+        self._thread: threading.Thread | None = None
+        self._closing = threading.Event()
+        self._counts: dict[str, int] = {}  # partitions by topic
+        self._reports: deque[Report] = deque()  # from librdkafka's callbacks to the event loop
+        self._in_flight: set[asyncio.Future[Coordinates]] = set()
+        self._turn = asyncio.Lock()  # waiting records keep their order
+        self._progress = asyncio.Event()
+
+    async def __aenter__(self) -> Self:
+        from confluent_kafka import Producer
+
+        self._producer = Producer(self._config, logger=logging.getLogger("librdkafka"))
+        self._thread = threading.Thread(
+            target=self._poll,
+            args=(self._producer, asyncio.get_running_loop()),
+            name="kafka-producer",
+            daemon=True,
+        )
+        self._thread.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            await self.flush()
+        finally:
+            self._closing.set()
+            self._producer = None  # so that its last reference, and its slow end, are the thread's
+            if self._thread is not None:
+                await asyncio.to_thread(self._thread.join)
+            for future in self._in_flight:  # only when the flush was cancelled
+                future.cancel()
+
+    async def publish(self, copy: RecordCopy) -> Coordinates:
+        """Returns when the broker has acknowledged. Raises BrokerUnavailable."""
+        return await (await self.submit(copy))
+
+    async def submit(
+        self, copy: RecordCopy, *, timestamp_ms: int | None = None
+    ) -> asyncio.Future[Coordinates]:
+        """The future of the record's acknowledgement. Waits first while too much is in flight.
+
+        Raises BrokerUnavailable, and so does the future. `timestamp_ms` is the record's own, None = now.
+        """
+        future: asyncio.Future[Coordinates] = asyncio.get_running_loop().create_future()
+        async with self._turn:
+            partition = await self._partition(copy)
+            while not self._produce(copy, partition, timestamp_ms, future):
+                await self._progress.wait()
+        return future
+
+    async def flush(self) -> None:
+        """Waits until everything in flight is acknowledged or has failed: its futures tell which."""
+        while self._in_flight:
+            self._progress.clear()
+            await self._progress.wait()
+
+    async def _partition(self, copy: RecordCopy) -> int:
+        """The copy's own number, modulo the partitions of a topic that has fewer."""
+        wanted = _BY_KEY if copy.partition is None else copy.partition
+        count = self._counts.get(copy.topic, 0)
+        if wanted >= count or count == 0:  # asked again, for the topic may have grown
+            count = self._counts[copy.topic] = await asyncio.to_thread(self._count, copy.topic)
+        return wanted if wanted == _BY_KEY else wanted % count
+
+    def _count(self, topic: str) -> int:
+        """Blocks. Asking also shows librdkafka the partitions that a topic has got since."""
+        from confluent_kafka import KafkaException
+
+        assert self._producer is not None
+        try:
+            found = self._producer.list_topics(topic, timeout=_METADATA.total_seconds()).topics[topic]
+        except KafkaException as error:
+            raise BrokerUnavailable(f"Kafka at {self._servers} does not answer.") from error
+        if found.error is not None or not found.partitions:
+            raise BrokerUnavailable(f"Kafka has no topic {topic} for us; run `docsum setup topics`.")
+        return len(found.partitions)
+
+    def _produce(
+        self,
+        copy: RecordCopy,
+        partition: int,
+        timestamp_ms: int | None,
+        future: asyncio.Future[Coordinates],
+    ) -> bool:
+        """False when librdkafka's queue is full; `_progress` is set when there is room again."""
+        from confluent_kafka import KafkaException
+
+        assert self._producer is not None
+        self._progress.clear()
+        try:
+            self._producer.produce(
+                copy.topic,
+                copy.value,
+                copy.key,
+                partition,
+                on_delivery=partial(self._report, future),
+                timestamp=0 if timestamp_ms is None else timestamp_ms,
+                headers=list(copy.headers),
+            )
+        except BufferError:
+            return False
+        except KafkaException as error:
+            raise _failure(copy.topic, error.args[0], self._servers) from error
+        self._in_flight.add(future)
+        return True
+
+    def _report(
+        self, future: asyncio.Future[Coordinates], error: KafkaError | None, message: Message
+    ) -> None:
+        """In the polling thread."""
+        topic = message.topic() or ""
+        if error is not None:
+            self._reports.append((future, _failure(topic, error, self._servers)))
+        else:
+            place = Coordinates(topic, message.partition() or 0, message.offset() or 0)
+            self._reports.append((future, place))
+
+    def _poll(self, producer: Producer, loop: asyncio.AbstractEventLoop) -> None:
+        """One call into the event loop for all reports of a poll: by then librdkafka has freed their room."""
+        while not self._closing.is_set():
+            if producer.poll(_POLL):
+                loop.call_soon_threadsafe(self._settle)
+
+    def _settle(self) -> None:
+        while self._reports:
+            future, result = self._reports.popleft()
+            self._in_flight.discard(future)
+            if future.done():  # whoever waited has been cancelled
+                continue
+            if isinstance(result, Coordinates):
+                future.set_result(result)
+            else:
+                future.set_exception(result)
+        self._progress.set()
+
+
+def _failure(topic: str, error: KafkaError, servers: str) -> BrokerUnavailable:
+    from confluent_kafka import KafkaError as Code
+
+    if error.code() == Code._MSG_TIMED_OUT:
+        return BrokerUnavailable(f"Kafka at {servers} did not acknowledge a record for {topic} in time.")
+    return BrokerUnavailable(f"Kafka did not take a record for {topic}: {error.str()}.")

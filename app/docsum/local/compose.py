@@ -1,0 +1,296 @@
+"""What the local stack is made of: Kafka, the ClickHouse engine, the model server and the workers."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+from pydantic import SecretStr
+
+from docsum.errors import ConfigurationError
+from docsum.kafka.admin import KafkaAdmin
+from docsum.local.jars import cache_folder, ensure_jars
+from docsum.local.kafka import kafka_spec
+from docsum.local.loopback import HOST, http_ready
+from docsum.local.process import ProcessSpec
+from docsum.local.stack import Stack
+from docsum.local.stack_control import detach, restart, stop
+from docsum.local.stack_state import StackError, StackState, environment_digest, find
+from docsum.settings import Settings
+from docsum.stores import migrate
+
+LOCAL_MODEL = "local-extractive-1"
+START_TIMEOUT = timedelta(minutes=3)
+_PASSED_ON = ("HOME", "LANG", "TMPDIR", "XDG_CACHE_HOME", "SSL_CERT_FILE", "SSL_CERT_DIR")
+
+
+@dataclass(frozen=True, slots=True)
+class LocalStack:
+    """A running stack, and the settings to reach it."""
+
+    settings: Settings
+    state: StackState
+    started: bool  # by this call
+    model_line: str  # which model does the work, in one sentence
+
+
+Progress = Callable[[int, int], None]
+Seen = Callable[[StackState], None]
+
+
+def uses_local_model(settings: Settings, local_model: bool = False) -> bool:
+    """Without a key, and in the demo, the model server of this machine does the work."""
+    return local_model or not settings.model.api_key.get_secret_value()
+
+
+def with_model(settings: Settings, local_model: bool = False) -> Settings:
+    """The settings with the model that will do the work."""
+    if not uses_local_model(settings, local_model):
+        return settings
+    named = "name" in settings.model.model_fields_set and not local_model
+    name = settings.model.name if named else LOCAL_MODEL
+    model = settings.model.model_copy(update={"name": name, "api_key": SecretStr(""), "base_url": ""})
+    return settings.model_copy(update={"model": model})
+
+
+def model_line(settings: Settings) -> str:
+    """One sentence: which model, where, and whether it costs."""
+    if uses_local_model(settings):
+        return (
+            "No ANTHROPIC_API_KEY is set: summaries are extracts made by the local model"
+            f" ({settings.model.name}), free of charge."
+        )
+    where = settings.model.base_url or "the Anthropic API"
+    return f"Summaries are made by {settings.model.name} at {where}, with your key."
+
+
+def attach(settings: Settings) -> Settings | None:
+    """The settings with the addresses of the running local stack; None when none runs."""
+    state = find(settings.home)
+    return None if state is None else _reached(settings, state.addresses)
+
+
+async def ensure_stack(
+    settings: Settings,
+    *,
+    file_roots: Sequence[Path] = (),
+    workers: int = 2,
+    local_model: bool = False,
+    progress: Progress = lambda _done, _total: None,
+    seen: Seen = lambda _state: None,
+) -> LocalStack:
+    """The local stack, ready: started in the background when none runs.
+
+    Its workers may read `file_roots` afterwards, besides what they could read before, and are restarted
+    when their settings or the key differ. Raises StackError or DownloadFailed.
+    """
+    await asyncio.to_thread(ensure_jars, _cache(), progress)
+    _allow(settings, file_roots)
+    state = find(settings.home)
+    started = state is None
+    if state is None:
+        state = await detach(
+            [sys.executable, "-m", "docsum", "up", f"--workers={workers}", *_only_local(local_model)],
+            {**os.environ, "DOCSUM_HOME": str(settings.home)},
+            settings.home,
+            settings.home / "logs" / "supervisor.log",
+            timeout=START_TIMEOUT,
+            on_change=seen,
+        )
+    else:
+        state = await _with_current_settings(settings, state, local_model)
+    reached = _reached(with_model(settings, local_model), state.addresses)
+    return LocalStack(reached, state, started, model_line(with_model(settings, local_model)))
+
+
+async def run_stack(
+    settings: Settings, *, workers: int = 2, local_model: bool = False, seen: Seen = lambda _state: None
+) -> None:
+    """Be the supervisor until SIGINT or SIGTERM. Raises StackRunning, StackFailed or DownloadFailed."""
+    jars = await asyncio.to_thread(ensure_jars, _cache())
+    async with Stack.open(settings.home) as stack:
+        plan = _Plan(settings, stack, local_model)
+        await stack.run(plan.stages(jars, workers), plan.addresses, seen)
+
+
+async def stop_stack(settings: Settings) -> bool:
+    """Stop it in order; False when none runs."""
+    return await stop(settings.home, settings.worker.shutdown_timeout + timedelta(seconds=60))
+
+
+class _Plan:
+    """The processes of one stack, their ports and what each is told."""
+
+    def __init__(self, settings: Settings, stack: Stack, local_model: bool) -> None:
+        self.settings = settings
+        self.local_model = local_model
+        self.home = settings.home
+        self.stack = stack
+        self.token = _token_file(settings.home)
+        self.addresses = {
+            "kafka": f"{HOST}:{stack.port('kafka')}",
+            "clickhouse": f"http://{HOST}:{stack.port('clickhouse')}",
+            "model": f"http://{HOST}:{stack.port('model')}",
+        }
+        self._made = asyncio.Lock()
+        self._is_made = False
+
+    def stages(self, jars: Sequence[Path], workers: int) -> list[list[ProcessSpec]]:
+        """The order of starting: the workers come when what they need is ready."""
+        port = self.stack.port
+        base = [
+            kafka_spec(self.home / "kafka", jars, port("kafka"), port("kafka-controller")),
+            self._engine(),
+            self._model_server(),
+        ]
+        return [base, [self._worker(number) for number in range(1, workers + 1)]]
+
+    def _engine(self) -> ProcessSpec:
+        port, data = self.stack.port("clickhouse"), self.home / "clickhouse"
+        data.mkdir(mode=0o700, exist_ok=True)
+        arguments = [f"--path={data}", f"--port={port}", f"--token-file={self.token}"]
+        return self._python("clickhouse", "docsum.local.clickhouse_engine", arguments, port, "/ping")
+
+    def _model_server(self) -> ProcessSpec:
+        port, data = self.stack.port("model"), self.home / "model"
+        data.mkdir(mode=0o700, exist_ok=True)
+        arguments = [f"--home={data}", f"--port={port}"]
+        return self._python("model", "docsum.local.model_server", arguments, port, "/health")
+
+    def _python(self, name: str, module: str, arguments: list[str], port: int, probe: str) -> ProcessSpec:
+        return ProcessSpec(
+            name=name,
+            argv=[sys.executable, "-m", module, *arguments],
+            env=_passed_on(),
+            cwd=self.home,
+            ready=http_ready(f"http://{HOST}:{port}{probe}"),
+            port=port,
+        )
+
+    def _worker(self, number: int) -> ProcessSpec:
+        name = f"worker-{number}"
+        port = self.stack.port(name)
+        settings = _reached(with_model(self.settings, self.local_model), self.addresses)
+        return ProcessSpec(
+            name=name,
+            argv=[sys.executable, "-m", "docsum", "worker"],
+            env=worker_environment(settings, name, port),
+            cwd=self.home,
+            ready=http_ready(f"http://{HOST}:{port}/readyz"),
+            port=port,
+            prepare=self._make,
+            stop_timeout=self.settings.worker.shutdown_timeout + timedelta(seconds=30),
+        )
+
+    async def _make(self) -> None:
+        """Topics and tables, once, before the first worker."""
+        async with self._made:
+            if not self._is_made:
+                settings = _reached(self.settings, self.addresses)
+                await KafkaAdmin(settings.kafka).setup(settings.topology())
+                await migrate.setup(settings.clickhouse)
+                self._is_made = True
+
+
+def worker_environment(settings: Settings, name: str, port: int) -> Mapping[str, str]:
+    """The whole environment of a worker of the local stack."""
+    worker = settings.worker.model_copy(update={"instance_id": name, "port": port})
+    roots = tuple(dict.fromkeys([*settings.fetch.file_roots, *_allowed(settings)]))
+    fetch = settings.fetch.model_copy(update={"file_roots": roots})
+    return {
+        **_passed_on(),
+        **settings.model_copy(update={"worker": worker, "fetch": fetch}).environment(),
+    }
+
+
+async def _with_current_settings(settings: Settings, state: StackState, local_model: bool) -> StackState:
+    reached = _reached(with_model(settings, local_model), state.addresses)
+    stale: dict[str, Mapping[str, str]] = {}
+    for process in state.processes:
+        if process.name.startswith("worker-") and process.port is not None:
+            wanted = worker_environment(reached, process.name, process.port)
+            if environment_digest(wanted) != process.environment:
+                stale[process.name] = wanted
+    if not stale:
+        return state
+    timeout = settings.worker.shutdown_timeout + START_TIMEOUT
+    return await restart(settings.home, stale, timeout)
+
+
+def _reached(settings: Settings, addresses: Mapping[str, str]) -> Settings:
+    token = _token_file(settings.home).read_text().strip()
+    store = settings.store
+    if "flush_interval" not in store.model_fields_set:
+        store = store.model_copy(update={"flush_interval": timedelta(milliseconds=20)})
+    model = settings.model
+    if uses_local_model(settings):
+        model = model.model_copy(update={"base_url": addresses["model"]})
+    return settings.model_copy(
+        update={
+            "kafka": settings.kafka.model_copy(update={"bootstrap_servers": addresses["kafka"]}),
+            "clickhouse": settings.clickhouse.model_copy(
+                update={"url": addresses["clickhouse"], "user": "default", "password": SecretStr(token)}
+            ),
+            "store": store,
+            "model": model,
+        }
+    )
+
+
+def _only_local(local_model: bool) -> list[str]:
+    return ["--local-model"] if local_model else []
+
+
+def _passed_on() -> dict[str, str]:
+    return {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+
+
+def _cache() -> Path:
+    return cache_folder(os.environ)
+
+
+def _token_file(home: Path) -> Path:
+    """The engine's password: made once, readable by its owner alone."""
+    path = home / "engine.token"
+    if not path.exists():
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        draft = path.with_name(f"engine.token.{os.getpid()}")
+        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(secrets.token_hex(32))
+        draft.replace(path)
+    return path
+
+
+def _roots_file(home: Path) -> Path:
+    return home / "file_roots"
+
+
+def _allowed(settings: Settings) -> list[str]:
+    """Folders that `docsum run` has opened to the workers: one a line. They stay open: retries read them."""
+    path = _roots_file(settings.home)
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def _allow(settings: Settings, roots: Sequence[Path]) -> None:
+    allowed = _allowed(settings)
+    known = [Path(root) for root in (*settings.fetch.file_roots, *allowed)]
+    new = [str(root) for root in roots if not any(root.is_relative_to(other) for other in known)]
+    if any("," in root or "\n" in root for root in new):
+        raise ConfigurationError(
+            "A folder with a comma or a line break in its name cannot be allowed; rename it."
+        )
+    if new:
+        settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path = _roots_file(settings.home)
+        draft = path.with_name(f"file_roots.{os.getpid()}")
+        draft.write_text("\n".join([*allowed, *new]) + "\n")
+        draft.replace(path)
+
+
+__all__ = ["LocalStack", "StackError", "attach", "ensure_stack", "run_stack", "stop_stack"]

@@ -1,0 +1,344 @@
+"""The local model: a server on loopback that speaks the Anthropic Messages protocol, answering with extracts.
+
+The answers are real extracts of the documents that were sent (`extractive.py`). Requests are checked,
+limited, billed and answered in the shapes of the public API, so that the client under test is the one of
+production. Every accepted request is written to a billing ledger before it is answered: what was bought can
+be compared with what the client believes it bought, also after a SIGKILL on either side.
+
+Beside `/v1/...` it serves `GET /health`, the ledger (`/_billing`) and fault rules (`/_faults`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import json
+import random
+import secrets
+import signal
+import socket
+import struct
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn
+
+from aiohttp import web
+
+from docsum.local.extractive import ExtractiveModel
+from docsum.local.loopback import HOST
+from docsum.local.model_api import MODELS, ApiError, Json, compact, invalid
+from docsum.local.model_billing import Ledger, Outcome
+from docsum.local.model_faults import Fault, FaultKind, draw_fault
+from docsum.local.model_latency import Latency
+from docsum.local.model_limits import RateLimits
+from docsum.local.model_replies import Reply, answer, message_body
+from docsum.local.model_requests import Ask, check_headers, known_model, parse_ask
+
+MAX_BODY_BYTES = 32 * 1024 * 1024
+#: Longer texts are summarised in a thread: at this length that takes about 10 ms, which the loop can spare.
+INLINE_CHARACTERS = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a model server behaves; None is without a limit."""
+
+    home: Path
+    port: int = 0
+    latency: Latency = field(default_factory=lambda: Latency.parse("0"))
+    requests_per_minute: int | None = None
+    input_tokens_per_minute: int | None = None
+    output_tokens_per_minute: int | None = None
+    seed: int = 0
+    fast: bool = False
+
+
+Handler = Callable[[web.BaseRequest, str], Awaitable[web.StreamResponse]]
+
+
+class ModelServer:
+    """Answers requests; made inside a running loop, and closed when the last request is done."""
+
+    def __init__(self, options: Options, model: ExtractiveModel) -> None:
+        self._options = options
+        self._loop = asyncio.get_running_loop()
+        options.home.mkdir(parents=True, exist_ok=True)
+        self._ledger = Ledger(options.home / "billing.ndjson")
+        self._model = model
+        # One thread: two long texts at once would only share the interpreter, and starve the loop more.
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="extract")
+        self._limits = RateLimits(
+            options.requests_per_minute,
+            options.input_tokens_per_minute,
+            options.output_tokens_per_minute,
+            self._loop.time(),
+        )
+        self._faults: list[Fault] = []
+        self._fault_chance = random.Random(options.seed)  # noqa: S311 - repeatable, no secret
+        self._latency_chance = random.Random(options.seed)  # noqa: S311 - repeatable, no secret
+        # Request ids are keys of the client's ledger, so they never repeat over restarts, whatever the seed.
+        self._id_prefix = f"01{secrets.token_hex(4)}"
+        self._requests = 0
+        self._routes: dict[tuple[str, str], Handler] = {
+            ("POST", "/v1/messages"): self._messages,
+            ("POST", "/v1/messages/count_tokens"): self._count_tokens,
+            ("GET", "/v1/models"): self._list_models,
+            ("GET", "/health"): self._health,
+            ("GET", "/_billing"): self._show_billing,
+            ("DELETE", "/_billing"): self._reset_billing,
+            ("GET", "/_billing/fingerprints"): self._show_fingerprints,
+            ("GET", "/_faults"): self._show_faults,
+            ("PUT", "/_faults"): self._put_faults,
+            ("DELETE", "/_faults"): self._delete_faults,
+        }
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=False, cancel_futures=True)
+        self._ledger.close()
+
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer one request; errors of the API become their bodies here and nowhere else."""
+        self._requests += 1
+        request_id = f"req_{self._id_prefix}{self._requests:010x}"
+        try:
+            return await self._route(request.method, request.path)(request, request_id)
+        except ApiError as error:
+            return self._error(error, request_id)
+        except web.HTTPRequestEntityTooLarge:
+            too_large = ApiError(413, "request_too_large", "Request exceeds the maximum size of 32 MB")
+            return self._error(too_large, request_id)
+
+    def _route(self, method: str, path: str) -> Handler:
+        if handler := self._routes.get((method, path)):
+            return handler
+        if method == "GET" and path.startswith("/v1/models/"):
+            return self._show_model
+        raise ApiError(404, "not_found_error", f"{method} {path} does not exist here")
+
+    def _error(self, error: ApiError, request_id: str) -> web.Response:
+        response = self._json(error.body(request_id), request_id, status=error.status)
+        if error.retry_after is not None:
+            response.headers["retry-after"] = f"{error.retry_after:g}"
+        return response
+
+    def _json(self, body: Json, request_id: str, *, status: int = 200) -> web.Response:
+        headers = {
+            **self._limits.headers(self._loop.time(), time.time()),
+            "request-id": request_id,
+            "content-type": "application/json",
+        }
+        return web.Response(body=compact(body).encode(), status=status, headers=headers)
+
+    async def _messages(self, request: web.BaseRequest, request_id: str) -> web.StreamResponse:
+        ask = parse_ask(await read_json(request), check_headers(request.headers))
+        fault = draw_fault(self._faults, ask, self._fault_chance)
+        kind = fault.kind if fault else None
+        if fault and kind is FaultKind.ERROR:
+            raise fault.error()
+        if kind is FaultKind.RESET:
+            return reset(request)
+        if kind is FaultKind.HANG:
+            await self._loop.create_future()  # until the client or this server gives up
+        self._limits.admit(ask.input_tokens, self._loop.time())
+        reply = await self._answer(ask)
+        reply = fault.bend(reply) if fault else reply
+        self._limits.charge(reply.output_tokens, self._loop.time())
+        receipt = self._ledger.accept(ask, reply, request_id)
+        try:
+            if delay := self._options.latency.draw(self._latency_chance):
+                await asyncio.sleep(delay)
+            if kind is FaultKind.RESET_AFTER_ACCEPT:
+                self._ledger.settle(receipt, Outcome.LOST)
+                return reset(request)
+            response = self._json(message_body(ask, reply, request_id), request_id)
+            await response.prepare(request)
+            await response.write_eof()
+        except asyncio.CancelledError:
+            self._ledger.settle(receipt, Outcome.LOST)
+            raise
+        except ConnectionError:
+            self._ledger.settle(receipt, Outcome.LOST)
+            return response
+        self._ledger.settle(receipt, Outcome.SERVED)
+        return response
+
+    async def _answer(self, ask: Ask) -> Reply:
+        work = partial(answer, self._model, ask, fast=self._options.fast)
+        if self._options.fast or len(ask.texts[-1]) <= INLINE_CHARACTERS:
+            return work()
+        return await self._loop.run_in_executor(self._thread, work)
+
+    async def _count_tokens(self, request: web.BaseRequest, request_id: str) -> web.Response:
+        ask = parse_ask(await read_json(request), check_headers(request.headers), counting=True)
+        return self._json({"input_tokens": ask.input_tokens}, request_id)
+
+    async def _list_models(self, request: web.BaseRequest, request_id: str) -> web.Response:
+        check_headers(request.headers)
+        data = [model.info() for model in MODELS.values()]
+        page = {"data": data, "has_more": False, "first_id": data[0]["id"], "last_id": data[-1]["id"]}
+        return self._json(page, request_id)
+
+    async def _show_model(self, request: web.BaseRequest, request_id: str) -> web.Response:
+        check_headers(request.headers)
+        return self._json(known_model(request.path.removeprefix("/v1/models/")).info(), request_id)
+
+    async def _health(self, _request: web.BaseRequest, request_id: str) -> web.Response:
+        return self._json({"status": "ready"}, request_id)
+
+    async def _show_billing(self, request: web.BaseRequest, request_id: str) -> web.StreamResponse:
+        if not request.query.get("entries"):
+            return self._json(self._ledger.totals(), request_id)
+        response = web.StreamResponse(headers={"content-type": "application/x-ndjson"})
+        await response.prepare(request)
+        for piece in self._ledger.entries():
+            await response.write(piece)
+        await response.write_eof()
+        return response
+
+    async def _reset_billing(self, _request: web.BaseRequest, request_id: str) -> web.Response:
+        self._ledger.reset()
+        return self._json(self._ledger.totals(), request_id)
+
+    async def _show_fingerprints(self, _request: web.BaseRequest, request_id: str) -> web.Response:
+        return self._json(await asyncio.to_thread(self._ledger.fingerprints()), request_id)
+
+    async def _show_faults(self, _request: web.BaseRequest, request_id: str) -> web.Response:
+        return self._json([rule.shown() for rule in self._faults], request_id)
+
+    async def _put_faults(self, request: web.BaseRequest, request_id: str) -> web.Response:
+        rules = await read_json(request)
+        if not isinstance(rules, list):
+            raise invalid("PUT /_faults takes a list of rules")
+        self._faults = [Fault.parse(rule) for rule in rules]
+        return await self._show_faults(request, request_id)
+
+    async def _delete_faults(self, request: web.BaseRequest, request_id: str) -> web.Response:
+        self._faults = []
+        return await self._show_faults(request, request_id)
+
+
+async def read_json(request: web.BaseRequest) -> Json:
+    try:
+        return json.loads(await request.read())
+    except ValueError as error:
+        raise invalid(f"The request body is not valid JSON: {error}") from error
+
+
+def reset(request: web.BaseRequest) -> web.Response:
+    """Drop the connection with a TCP reset; the response that is returned goes nowhere."""
+    if request.transport is not None:
+        connection = request.transport.get_extra_info("socket")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        request.transport.abort()
+    return web.Response()
+
+
+@asynccontextmanager
+async def serving(options: Options, model: ExtractiveModel) -> AsyncIterator[str]:
+    """Serve on loopback and yield the base URL; on leaving, requests in flight get up to a second."""
+    answering = ModelServer(options, model)
+    loop = asyncio.get_running_loop()
+
+    # Any: these five types are private to aiohttp; only the size limit is ours.
+    def make_request(message: Any, payload: Any, protocol: Any, writer: Any, task: Any) -> web.BaseRequest:
+        return web.BaseRequest(message, payload, protocol, writer, task, loop, client_max_size=MAX_BODY_BYTES)
+
+    # Cancellation on disconnect tells at once that a reply is lost, and ends a hanging request.
+    server = web.Server(
+        answering.handle,
+        request_factory=make_request,
+        handler_cancellation=True,
+        access_log=None,
+        lingering_time=5,
+    )
+    runner = web.ServerRunner(server, shutdown_timeout=0.5)  # aiohttp waits twice for this long
+    try:
+        await runner.setup()
+        await web.TCPSite(runner, HOST, options.port, backlog=1024).start()
+        yield f"http://{HOST}:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
+        answering.close()
+
+
+async def run(options: Options) -> None:
+    """Serve until SIGTERM or SIGINT."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    async with serving(options, ExtractiveModel()) as url:
+        # The models stay for good, so no collection need walk through them; requests leave hardly any cycles.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(10_000)
+        sys.stdout.write(f"model server ready on {url}\n")
+        sys.stdout.flush()
+        await stop.wait()
+
+
+def parse_arguments(argv: Sequence[str] | None) -> Options:
+    parser = argparse.ArgumentParser(
+        prog="docsum model-server",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="""\
+endpoints beside the API:
+  GET    /health                  200 when ready
+  GET    /_billing                totals: accepted, served, lost, in flight, tokens
+  GET    /_billing?entries=1      every billed request as NDJSON
+  GET    /_billing/fingerprints   requests that were paid for more than once
+  DELETE /_billing                forget them
+  PUT    /_faults                 a list of rules, the first that matches counts, for example
+           [{"match": {"contains": "Q3"}, "kind": "error", "status": 429, "retry_after": 2, "times": 3}]
+           not billed: kind error, reset, hang; billed: reset_after_accept, invalid_json, truncated, refusal
+           also: error_type, error_code, message, probability
+  GET, DELETE /_faults            show or clear the rules
+""",
+    )
+    count = whole_number
+    parser.add_argument("--port", type=int, default=0, help="on 127.0.0.1; 0 takes a free one and prints it")
+    parser.add_argument("--home", type=Path, required=True, help="folder of the billing ledger")
+    parser.add_argument(
+        "--latency", "--latency-profile", dest="latency", type=latency, default="0", metavar="PROFILE",
+        help="seconds until an answer: 0.1, 0.5..2.0 (even) or lognormal:MEDIAN,P99; default 0",
+    )  # fmt: skip
+    parser.add_argument("--requests-per-minute", type=count, metavar="N", help="default: no limit")
+    parser.add_argument("--input-tokens-per-minute", type=count, metavar="N", help="default: no limit")
+    parser.add_argument("--output-tokens-per-minute", type=count, metavar="N", help="default: no limit")
+    parser.add_argument("--seed", type=int, default=0, help="of latencies and fault probabilities; default 0")
+    parser.add_argument("--fast", action="store_true", help="first sentences instead of LexRank, for benches")
+    return Options(**vars(parser.parse_args(argv)))
+
+
+def latency(text: str) -> Latency:
+    try:
+        return Latency.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no latency: {error}") from error
+
+
+def whole_number(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Serve until SIGTERM; leaves the process with 0, 1 (cannot start) or 2 (usage)."""
+    options = parse_arguments(argv)
+    try:
+        asyncio.run(run(options))
+    except OSError as error:
+        sys.exit(f"docsum model-server: {error}")
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,466 @@
+"""The nouns of docsum, all frozen: what travels between the steps of the pipeline."""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import json
+import zlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from uuid import UUID
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def to_ms(moment: datetime) -> int:
+    """Milliseconds since 1970, rounded: a truncated float second would be one millisecond early."""
+    return round((moment - EPOCH) / timedelta(milliseconds=1))
+
+
+def from_ms(milliseconds: int) -> datetime:
+    """The aware UTC moment of that many milliseconds since 1970."""
+    return EPOCH + timedelta(milliseconds=milliseconds)
+
+
+class Lane(enum.StrEnum):
+    """Which road an event takes: live events never queue behind a run, batches cost half."""
+
+    LIVE = "live"
+    BACKFILL = "backfill"
+    BATCH = "batch"
+
+
+class State(enum.StrEnum):
+    """The state of a document in a run, one spelling everywhere."""
+
+    QUEUED = "queued"
+    RETRYING = "retrying"
+    HELD = "held"
+    CANCELLED = "cancelled"
+    DEAD_LETTERED = "dead_lettered"
+    SKIPPED = "skipped"
+    DONE = "done"
+
+    @property
+    def rank(self) -> int:
+        """The class in a run row's version: a higher one always shows over a lower one."""
+        return _RANKS.get(self, 0)
+
+    @property
+    def terminal(self) -> bool:
+        return self.rank > 0
+
+
+_RANKS = {State.CANCELLED: 1, State.DEAD_LETTERED: 2, State.SKIPPED: 3, State.DONE: 4}
+
+
+class Operation(enum.StrEnum):
+    """What happened to the document at its source."""
+
+    UPSERT = "UPSERT"
+    DELETE = "DELETE"
+    UNKNOWN = "UNKNOWN"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Coordinates:
+    """Where a record is: topic, partition, offset."""
+
+    topic: str
+    partition: int
+    offset: int
+
+    def __str__(self) -> str:
+        return f"{self.topic}[{self.partition}]@{self.offset}"
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One record as the broker handed it over, with what our own headers say of its history."""
+
+    at: Coordinates
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[tuple[str, bytes], ...]
+    timestamp_ms: int  # of this record; -1 when the broker has none
+    origin: Coordinates  # of the first record; this one's own until it has been copied
+    origin_timestamp_ms: int  # first publish; kept over retries and replays
+    attempt: int = 1  # counts from 1
+    not_before_ms: int | None = None  # a retry copy is not looked at earlier
+    first_failed_ms: int | None = None
+    attempt_log: str = ""
+    replay_count: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentReference:
+    """An announcement: which document, where, and as of when; decoded and checked."""
+
+    event_id: str
+    document_id: str
+    uri: str
+    occurred_at: datetime
+    version: int  # UInt128, see `event_version`
+    source_version: str = ""
+    media_type: str | None = None
+    size_bytes: int | None = None
+    title: str | None = None
+    run_id: UUID | None = None
+    operation: Operation = Operation.UPSERT
+    force: bool = False
+    attributes: Mapping[str, str] = field(default_factory=dict)
+
+
+def event_version(occurred_at: datetime, first_published_ms: int, event_id: str) -> int:
+    """The version (UInt128) of an event: a pure function of it, so that a redelivery never looks new.
+
+    Newer at the source wins; at the same instant the one published later wins.
+    """
+    return (to_ms(occurred_at) << 80) | (first_published_ms << 32) | zlib.crc32(event_id.encode())
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """The fetched bytes of a reference: in memory when small, else in a temporary file that we own."""
+
+    size: int  # bytes
+    source_version: str  # as the source had it when it was read
+    content: bytes | None = None
+    path: Path | None = None
+    name: str = ""  # the last part of the URI: for messages, never to decide what it is
+
+    def discard(self) -> None:
+        """Remove the temporary file, if there is one. May be called twice."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True, slots=True)
+class ExtractedText:
+    """The text of a document, and what it turned out to be."""
+
+    text: str
+    media_type: str
+    pages: int | None = None
+    truncated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How a summary is made. Two summaries by the same recipe of the same text are the same request."""
+
+    model: str
+    instructions: str = ""
+    language: str = "same"  # "same" as the document, or an ISO 639-1 code
+    words: int = 150
+    prompt_version: str = "1"
+    max_output_tokens: int = 2_000
+    effort: str = "low"
+
+    @property
+    def id(self) -> str:
+        """Sixteen hex digits over every field."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), sort_keys=True, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Recipe:
+        return cls(**json.loads(text))
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one call, as the provider counted them."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cache_read_tokens: int = 0
+    cache_write_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One paid call: a row of the money ledger and, when usable, of the reuse index."""
+
+    fingerprint: str  # hex sha256 of the rendered request
+    request_id: str  # the provider's message id; our own ("lost-...") when the reply never came
+    model: str
+    raw: str  # the answer's text, as it came
+    usage: Usage
+    cost: Decimal  # US dollars
+    price_version: str
+    status: str  # ok, invalid, truncated, refused, lost
+    answered_at: datetime
+    latency_ms: int
+    document_id: str
+    run_id: UUID | None = None
+    chunk: int = 0
+    lane: Lane = Lane.LIVE
+    detail: str = ""  # why it is unusable
+
+    @property
+    def usable(self) -> bool:
+        return self.status == "ok"
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What the reader gets, with what it cost and where it came from."""
+
+    title: str
+    summary: str
+    key_points: tuple[str, ...]
+    language: str
+    document_type: str
+    warnings: tuple[str, ...]
+    model: str
+    recipe: str  # Recipe.id
+    fingerprint: str = ""
+    input_tokens: int = 0  # 0 when the answer was reused
+    output_tokens: int = 0
+    cost: Decimal = Decimal(0)  # paid for this summary now; 0 when the answer was reused
+    reused: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What the store has for a document: enough to decide without reading the summary."""
+
+    version: int
+    state: State  # done or skipped: a redelivery writes the same again
+    source_version: str
+    recipe: str
+    deleted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A failed step in the terms of the failure table: see `errors.FAILURES`."""
+
+    reason: str
+    message: str  # one sentence, for a person; never document text
+    stage: str  # decode, fetch, extract, summarise, store, publish
+    error_class: str
+    stacktrace: str = ""
+
+
+class SkipReason(enum.StrEnum):
+    """Why there was nothing to buy."""
+
+    SUPERSEDED = "superseded"  # a newer event has been stored
+    UNCHANGED = "unchanged"  # same source version, same recipe
+    DELETED = "deleted"  # the source deleted it; a tombstone is stored
+    CANCELLED = "cancelled"  # its run was cancelled
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A summary is in the store. `redelivered`: it was there before, only the run's row is written again."""
+
+    summary: Summary | None
+    source_version: str
+    redelivered: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """Nothing was bought. `summary` is the stored one where it must be carried to the new version."""
+
+    reason: SkipReason
+    summary: Summary | None = None
+    redelivered: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Retried:
+    """A copy goes to a retry topic, not to be looked at before `not_before`."""
+
+    topic: str
+    not_before: datetime
+    failure: Failure
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLettered:
+    """A copy goes to the dead-letter topic."""
+
+    failure: Failure
+
+
+Outcome = Stored | Skipped | Retried | DeadLettered
+
+
+@dataclass(frozen=True, slots=True)
+class RecordCopy:
+    """A record to publish: a retry, a dead letter or a result. `partition` None: by key."""
+
+    topic: str
+    partition: int | None
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[tuple[str, bytes], ...]
+
+
+class RunState(enum.StrEnum):
+    """The state of a run as its row says it; finished is derived, never stored."""
+
+    PUBLISHING = "publishing"
+    PUBLISHED = "published"
+    INTERRUPTED = "publishing-interrupted"
+    PAUSED = "paused"
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What was asked: a source, a recipe, a lane."""
+
+    id: UUID
+    name: str
+    source: str
+    recipe: Recipe
+    lane: Lane
+    state: RunState
+    created_at: datetime
+    updated_at: datetime
+    limit: int | None = None
+    force: bool = False
+    listed: int = 0  # sources seen by the publisher so far
+    unreadable: int = 0  # sources that could not be announced
+
+
+@dataclass(frozen=True, slots=True)
+class RunProgress:
+    """Exact counts of a run at one moment."""
+
+    run_id: UUID
+    queued: int = 0
+    retrying: int = 0
+    held: int = 0
+    done: int = 0
+    dead_lettered: int = 0
+    skipped: int = 0
+    cancelled: int = 0
+    cost: Decimal = Decimal(0)
+    as_of: datetime = EPOCH
+
+    @property
+    def remaining(self) -> int:
+        return self.queued + self.retrying + self.held
+
+    @property
+    def total(self) -> int:
+        return self.remaining + self.done + self.dead_lettered + self.skipped + self.cancelled
+
+
+# -- rows: what the store writes ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class SummaryRow:
+    """A version of a document's summary, or its tombstone (`summary` None)."""
+
+    document_id: str
+    version: int
+    state: State
+    source_version: str
+    uri: str
+    summary: Summary | None
+    attributes: Mapping[str, str]
+    run_id: UUID | None
+    origin: Coordinates
+    occurred_at: datetime
+    written_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class RunDocumentRow:
+    """The state of one document in one run."""
+
+    run_id: UUID
+    document_id: str
+    state: State
+    uri: str
+    attempt: int
+    reason: str
+    message: str
+    written_at: datetime
+
+    @property
+    def version(self) -> int:
+        """Class << 56 | written ms: any order of arrival shows the same state in the end."""
+        return (self.state.rank << 56) | to_ms(self.written_at)
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetterRow:
+    """Index of the dead-letter topic: keyed by the source's coordinates, holds the DLQ's own."""
+
+    origin: Coordinates
+    dead_letter: Coordinates
+    document_id: str
+    document_version: int
+    run_id: UUID | None
+    reason: str
+    message: str
+    stage: str
+    attempts: int
+    first_failed_at: datetime
+    failed_at: datetime
+    replay_count: int = 0
+    state: str = "open"  # open, replayed, parked, discarded
+
+    @property
+    def version(self) -> int:
+        return (self.replay_count << 8) | DEAD_LETTER_STATES.index(self.state)
+
+
+DEAD_LETTER_STATES = ("open", "replayed", "parked", "discarded")
+
+
+@dataclass(frozen=True, slots=True)
+class FailureRow:
+    """One failed step, for dashboards."""
+
+    failed_at: datetime
+    document_id: str
+    run_id: UUID | None
+    attempt: int
+    reason: str
+    stage: str
+    disposition: str
+    message: str
+    worker: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """What one delivery writes; tables are written in this order."""
+
+    answers: tuple[Answer, ...] = ()
+    summaries: tuple[SummaryRow, ...] = ()
+    run_documents: tuple[RunDocumentRow, ...] = ()
+    dead_letters: tuple[DeadLetterRow, ...] = ()
+    failures: tuple[FailureRow, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStatus:
+    """A worker's heartbeat: what it owns, what it does, what it waits for."""
+
+    worker: str
+    host: str
+    pid: int
+    lane: Lane
+    started_at: datetime
+    beat_at: datetime
+    partitions: tuple[str, ...] = ()
+    in_flight: int = 0
+    holds: tuple[str, ...] = ()  # one sentence each: step, reason, since, next try
+    stopped: bool = False

@@ -1,0 +1,178 @@
+"""What the pipeline needs of the outside world. Each port has an in-memory form beside the real one."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from datetime import UTC, datetime, timedelta
+from typing import Protocol
+from uuid import UUID
+
+from docsum.models import (
+    Answer,
+    Coordinates,
+    Delivery,
+    Document,
+    DocumentReference,
+    ExtractedText,
+    Failure,
+    Known,
+    Lane,
+    Outcome,
+    Recipe,
+    RecordCopy,
+    Rows,
+    Run,
+    RunDocumentRow,
+    RunProgress,
+    Summary,
+    SummaryRow,
+    WorkerStatus,
+)
+
+
+class Codec(Protocol):
+    """Record bytes to a checked reference."""
+
+    async def decode(self, delivery: Delivery) -> DocumentReference:
+        """Raises InvalidEvent, SchemaUnknown or RegistryUnavailable."""
+
+
+class Fetcher(Protocol):
+    """Brings a document's bytes here, within limits."""
+
+    async def fetch(self, reference: DocumentReference) -> Document:
+        """Raises a FetchError. The caller discards the document."""
+
+
+class Extractor(Protocol):
+    """Takes the text out of a document, hostile or not."""
+
+    async def extract(self, document: Document) -> ExtractedText:
+        """Raises an ExtractError."""
+
+
+class Summariser(Protocol):
+    """Asks the model. Every paid answer is handed to the store before anything else happens with it."""
+
+    async def summarise(
+        self,
+        reference: DocumentReference,
+        text: ExtractedText,
+        recipe: Recipe,
+        lane: Lane,
+        paid: Callable[[], None],
+    ) -> Summary:
+        """Calls `paid` right before a request is sent. Raises a ModelError or StoreError."""
+
+
+class SummaryStore(Protocol):
+    """The tables. A write returns when its rows are durable; look-ups of many callers share a query."""
+
+    async def known(self, document_id: str) -> Known | None:
+        """The newest stored version of a document, tombstones included."""
+
+    async def summary(self, document_id: str) -> SummaryRow | None:
+        """The newest stored summary, None when there is none or it was deleted."""
+
+    async def answers(self, fingerprint: str) -> Sequence[Answer]:
+        """Every paid answer with this fingerprint, oldest first."""
+
+    async def write(self, rows: Rows) -> None:
+        """Returns when durable, in the order of `Rows`; waits while the store is down. Raises RowRefused."""
+
+    def keep(self, answer: Answer) -> None:
+        """Hand over a paid answer without waiting: it is durable no later than any write that follows."""
+
+    async def run(self, run_id: UUID) -> Run | None:
+        """What was asked, None for an unknown run."""
+
+    async def save_run(self, run: Run) -> None:
+        """Upsert, newest `updated_at` wins."""
+
+    async def runs(self, limit: int = 50) -> Sequence[Run]:
+        """Newest first."""
+
+    async def progress(self, run_id: UUID) -> RunProgress:
+        """Exact counts at this moment."""
+
+    async def run_documents(self, run_id: UUID, document_ids: Sequence[str]) -> frozenset[str]:
+        """Which of these ids have a row in the run."""
+
+    def run_rows(self, run_id: UUID) -> AsyncIterator[tuple[RunDocumentRow, SummaryRow | None]]:
+        """Every document of a run with its state, and its stored summary if any; streamed."""
+
+    async def document_runs(self, document_id: str) -> Sequence[RunDocumentRow]:
+        """The document's state in every run it was part of, newest first."""
+
+    async def beat(self, status: WorkerStatus) -> None:
+        """Upsert a worker's heartbeat."""
+
+    async def workers(self) -> Sequence[WorkerStatus]:
+        """The newest heartbeat of every worker."""
+
+
+class Publisher(Protocol):
+    """Writes copies of records."""
+
+    async def publish(self, copy: RecordCopy) -> Coordinates:
+        """Returns when the broker has acknowledged. Raises BrokerUnavailable."""
+
+
+class Copies(Protocol):
+    """What goes back to Kafka for an outcome: the same key and bytes, our own headers set."""
+
+    def of(
+        self, delivery: Delivery, reference: DocumentReference | None, outcome: Outcome
+    ) -> RecordCopy | None:
+        """None where the outcome needs no copy."""
+
+
+class Gate(Protocol):
+    """Lets model calls through: how many at once, how many a minute, and none while cooling down."""
+
+    def permit(self, input_tokens: int, output_tokens: int) -> AbstractAsyncContextManager[None]:
+        """Waits its turn; the estimates are of this call."""
+
+    def cool_down(self, wait: timedelta) -> None:
+        """No call starts before that time has passed."""
+
+
+class Clock(Protocol):
+    """Time, and waiting for it."""
+
+    def now(self) -> datetime: ...
+
+    def monotonic(self) -> float:
+        """Seconds that never go back."""
+
+    async def sleep(self, seconds: float) -> None: ...
+
+
+class SystemClock:
+    """The real time: too small for a module of its own."""
+
+    def now(self) -> datetime:
+        return datetime.now(UTC)
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+
+class Observer(Protocol):
+    """Is told what happens, for metrics, logs and heartbeats. Must not raise."""
+
+    def started(self, delivery: Delivery) -> None: ...
+
+    def finished(self, delivery: Delivery, outcome: Outcome) -> None: ...
+
+    def holding(self, delivery: Delivery, failure: Failure, wait: timedelta) -> None:
+        """The delivery stays at its step and tries again after `wait`."""
+
+    def released(self, delivery: Delivery) -> None:
+        """The step that was held has worked."""

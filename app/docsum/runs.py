@@ -1,0 +1,242 @@
+"""Runs: announce what a source lists, and watch until every document has its end. Values and ports come in.
+
+A document's `queued` row is written after the broker has acknowledged its event, so the rows of a run are
+what it expects; a publisher that was killed announces again, at most, what it had announced without a row.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import aclosing, suppress
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Protocol, TypeVar
+from uuid import UUID
+
+from docsum.errors import BrokerUnavailable, DocsumError, InvalidEvent, StoreUnavailable
+from docsum.models import Rows, Run, RunDocumentRow, RunProgress, RunState, State
+from docsum.ports import Clock, SummaryStore
+from docsum.sources import Entry, Listed, Unreadable, batches, limited
+
+T = TypeVar("T")
+
+AT_ONCE = 1_000  # deliveries in flight, and rows in one write
+REFRESH = timedelta(seconds=5)  # the store takes 30 s of silence for an interruption
+LAG_PAUSE = timedelta(seconds=2)
+#: An outage of the broker or the store that lasts longer ends the publisher.
+PATIENCE, PAUSE = timedelta(minutes=5), timedelta(seconds=1)
+SAVE_WITHIN = timedelta(seconds=5)
+
+
+class UnknownRun(DocsumError):
+    """There is no run with this id."""
+
+
+class Announcer(Protocol):
+    """Publishes one document of a run."""
+
+    async def __call__(self, run: Run, listed: Listed) -> datetime:
+        """The record's own timestamp, once it is acknowledged. Raises InvalidEvent or BrokerUnavailable."""
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """How far a publisher has come."""
+
+    listed: int = 0
+    announced: int = 0
+    already: int = 0  # had a row in the run, or stand twice in the source
+    ignored: int = 0
+    unreadable: int = 0
+    waiting: str = ""  # for what, in one sentence
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A run at one moment."""
+
+    run: Run
+    progress: RunProgress
+    trouble: str = ""  # why this is an old one
+
+    @property
+    def finished(self) -> bool:
+        return self.run.state is RunState.PUBLISHED and not self.progress.remaining
+
+
+async def publish(
+    run: Run,
+    entries: Iterator[Entry],
+    *,
+    store: SummaryStore,
+    announce: Announcer,
+    clock: Clock,
+    lag: Callable[[], Awaitable[int]] | None = None,
+    max_lag: int = 0,
+    tell: Callable[[Published], None] = lambda _published: None,
+    complain: Callable[[Unreadable], None] = lambda _unreadable: None,
+) -> Run:
+    """Announces every entry that has no row in this run yet; returns the published run.
+
+    `tell` hears how far it has come, for the first time when the run is saved.
+    Cancelled or failed, it leaves the run `publishing-interrupted`: publishing it again goes on. Waits while
+    the group is `max_lag` events behind, where `lag` can tell, and for PATIENCE while the broker or the store
+    is down. Raises BrokerUnavailable or StoreError, the latter at once where the run cannot even be saved.
+    """
+    publisher = _Publisher(run, store=store, announce=announce, clock=clock, tell=tell, complain=complain)
+    await publisher.save(RunState.PUBLISHING)
+    tell(Published())
+    refresh = asyncio.create_task(publisher.refresh())
+    try:
+        size = min(AT_ONCE, max_lag) if lag else AT_ONCE
+        async with aclosing(batches(limited(entries, run.limit), size)) as listing:
+            async for batch in listing:
+                if lag:
+                    await publisher.wait_for_room(lag, max_lag)
+                await publisher.take(batch)
+        refresh.cancel()
+        return await publisher.finish()
+    except BaseException:
+        refresh.cancel()
+        with suppress(DocsumError, TimeoutError):
+            async with asyncio.timeout(SAVE_WITHIN.total_seconds()):
+                await publisher.save(RunState.INTERRUPTED)
+        raise
+
+
+async def follow(run_id: UUID, store: SummaryStore, clock: Clock) -> AsyncIterator[Snapshot]:
+    """A run again and again until nothing more will happen to it; an outage of the store is waited out.
+
+    Raises UnknownRun, and StoreUnavailable when the store is down from the start.
+    """
+    last: Snapshot | None = None
+    while True:
+        try:
+            run = await store.run(run_id)  # before the counts: of a published run they are complete
+            if run is None:
+                raise UnknownRun(f"There is no run {run_id}: `docsum runs ls` shows those that there are.")
+            last = Snapshot(run, await store.progress(run_id))
+        except StoreUnavailable as error:
+            if last is None:
+                raise
+            last = replace(last, trouble=str(error))
+        yield last
+        stands_still = last.run.state in (RunState.INTERRUPTED, RunState.CANCELLED)
+        if not last.trouble and (last.finished or (stands_still and not last.progress.remaining)):
+            return
+        await clock.sleep(0.5 if last.progress.total < 10_000 else 2.0)
+
+
+class _Publisher:
+    """The publisher of one run: its counts and its row."""
+
+    def __init__(
+        self,
+        run: Run,
+        *,
+        store: SummaryStore,
+        announce: Announcer,
+        clock: Clock,
+        tell: Callable[[Published], None],
+        complain: Callable[[Unreadable], None],
+    ) -> None:
+        self._run = run
+        self._store = store
+        self._announce = announce
+        self._clock = clock
+        self._tell = tell
+        self._complain = complain
+        self._count = Published()
+        self._behind: int | None = None  # at most so many events; None = not looked yet
+
+    async def save(self, state: RunState) -> Run:
+        """Never with the same time twice: the newest row shows."""
+        now = max(self._clock.now(), self._run.updated_at + timedelta(milliseconds=1))
+        count = self._count
+        self._run = replace(
+            self._run, state=state, updated_at=now, listed=count.listed, unreadable=count.unreadable
+        )
+        await self._store.save_run(self._run)
+        return self._run
+
+    async def finish(self) -> Run:
+        """Every row is durable: nothing more will come."""
+        return await self._patiently(lambda: self.save(RunState.PUBLISHED))
+
+    async def refresh(self) -> None:
+        """Shows that somebody is publishing, for as long as that is so."""
+        while True:
+            await self._clock.sleep(REFRESH.total_seconds())
+            with suppress(DocsumError):  # the next write meets the same trouble and says it
+                await self.save(RunState.PUBLISHING)
+
+    async def wait_for_room(self, lag: Callable[[], Awaitable[int]], max_lag: int) -> None:
+        """Looks only when what was announced since the last look could have filled the room."""
+        while self._behind is None or self._behind >= max_lag:
+            self._behind = await self._patiently(lag)
+            if self._behind < max_lag:
+                break
+            self._tell(replace(self._count, waiting=f"{self._behind:,} events are waiting for the workers"))
+            await self._clock.sleep(LAG_PAUSE.total_seconds())
+
+    async def take(self, batch: Sequence[Entry]) -> None:
+        """Announces a batch; returns when its rows are durable."""
+        count = self._count
+        fresh: dict[str, Listed] = {}  # of two in one source the first is announced
+        for entry in batch:
+            if isinstance(entry, Listed):
+                count = replace(count, listed=count.listed + 1)
+                fresh.setdefault(entry.document_id, entry)
+            elif isinstance(entry, Unreadable):
+                count = replace(count, unreadable=count.unreadable + 1)
+                self._complain(entry)
+            else:
+                count = replace(count, ignored=count.ignored + 1)
+        listed = count.listed - self._count.listed
+        known = await self._patiently(lambda: self._rows_of(list(fresh)))
+        self._count = replace(count, already=count.already + listed - len(fresh) + len(known))
+        await self._queue([entry for name, entry in fresh.items() if name not in known])
+        self._tell(self._count)
+
+    async def _rows_of(self, document_ids: Sequence[str]) -> frozenset[str]:
+        if not document_ids:
+            return frozenset()
+        return await self._store.run_documents(self._run.id, document_ids)
+
+    async def _queue(self, listed: Sequence[Listed]) -> None:
+        steps = (partial(self._announce, self._run, entry) for entry in listed)
+        results = await asyncio.gather(*map(self._patiently, steps), return_exceptions=True)
+        rows = []
+        errors: list[BaseException] = []
+        for entry, result in zip(listed, results, strict=True):
+            if isinstance(result, datetime):
+                rows.append(_queued(self._run.id, entry, result))
+            elif isinstance(result, InvalidEvent):
+                self._count = replace(self._count, unreadable=self._count.unreadable + 1)
+                self._complain(Unreadable(entry.document_id, str(result)))
+            else:
+                errors.append(result)
+        if rows:
+            await self._store.write(Rows(run_documents=tuple(rows)))
+        self._behind = (self._behind or 0) + len(rows)
+        self._count = replace(self._count, announced=self._count.announced + len(rows))
+        if errors:
+            raise errors[0]
+
+    async def _patiently(self, step: Callable[[], Awaitable[T]]) -> T:
+        started = self._clock.monotonic()
+        while True:
+            try:
+                return await step()
+            except (BrokerUnavailable, StoreUnavailable) as error:
+                if self._clock.monotonic() - started > PATIENCE.total_seconds():
+                    raise
+                self._tell(replace(self._count, waiting=str(error)))
+            await self._clock.sleep(PAUSE.total_seconds())
+
+
+def _queued(run_id: UUID, listed: Listed, published_at: datetime) -> RunDocumentRow:
+    """Dated by the record itself, so that a late one hides nothing that happened since."""
+    return RunDocumentRow(run_id, listed.document_id, State.QUEUED, listed.uri, 1, "", "", published_at)

@@ -1,0 +1,287 @@
+"""The only reader of the environment. Frozen, nested, every secret masked.
+
+`DOCSUM_<GROUP>__<NAME>`, durations as `10s` or `5m`, sizes as `100MB`, lists by comma, `.env` read from the
+working directory, `ANTHROPIC_API_KEY` and `ANTHROPIC_BASE_URL` honoured. A misspelt variable is an error.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+
+from docsum.errors import ConfigurationError
+from docsum.models import Recipe
+from docsum.topics import Topology, duration_name, parse_duration
+
+_SIZES = {"": 1, "B": 1, "KB": 1_000, "MB": 1_000_000, "GB": 1_000_000_000, "KIB": 1 << 10, "MIB": 1 << 20}
+_SIZE = re.compile(r"(\d+)\s*([A-Z]*)")
+
+
+def _duration(value: object) -> object:
+    return parse_duration(value) if isinstance(value, str) else value
+
+
+def _size(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    match = _SIZE.fullmatch(value.strip().upper())
+    if match is None or match[2] not in _SIZES:
+        raise ValueError(f"{value!r} is not a size: write 500KB, 100MB or 1GB")
+    return int(match[1]) * _SIZES[match[2]]
+
+
+def _listed(value: object) -> object:
+    return (
+        tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+    )
+
+
+def _durations(value: object) -> object:
+    parts = _listed(value)
+    return tuple(_duration(part) for part in parts) if isinstance(parts, tuple) else parts
+
+
+Duration = Annotated[timedelta, BeforeValidator(_duration)]
+Durations = Annotated[tuple[timedelta, ...], NoDecode, BeforeValidator(_durations)]
+Size = Annotated[int, BeforeValidator(_size)]
+Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)]
+
+
+class _Group(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Kafka(_Group):
+    bootstrap_servers: str = Field(
+        "", description="Brokers, `host:port` by comma; set = an explicit deployment"
+    )
+    security_protocol: str = Field("PLAINTEXT", description="PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL")
+    sasl_mechanism: str = Field("", description="PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512")
+    sasl_username: str = Field("", description="SASL user")
+    sasl_password: SecretStr = Field(SecretStr(""), description="SASL password")
+    ssl_ca_location: str = Field("", description="CA file for TLS; empty = the system's")
+    group_id: str = Field("docsum-worker", description="Consumer group of the workers")
+    schema_registry_url: str = Field("", description="Confluent-compatible registry; empty = none is needed")
+
+
+class Topics(_Group):
+    prefix: str = Field("docsum", description="All topics begin with it")
+    inputs: Names = Field((), description="Further live input topics, by comma")
+    partitions: int = Field(12, ge=1, description="Partitions of every topic: the ceiling of parallel work")
+    replication_factor: int = Field(-1, description="-1 = the broker's default")
+    retention: Duration = Field(timedelta(days=45), description="How long unread events are kept")
+
+
+class ClickHouse(_Group):
+    url: str = Field("", description="`http(s)://host:port`; required on an explicit deployment")
+    database: str = Field("docsum", description="Database; made by `docsum setup store`")
+    user: str = Field("default", description="User")
+    password: SecretStr = Field(SecretStr(""), description="Password")
+    cluster: str = Field("", description="Cluster name for ON CLUSTER and replicated tables (unproven)")
+
+
+class Model(_Group):
+    name: str = Field("claude-haiku-5-5", description="Model of live events and of runs without --model")
+    api_key: SecretStr = Field(SecretStr(""), description="Provider key; ANTHROPIC_API_KEY is honoured")
+    base_url: str = Field("", description="Provider address; ANTHROPIC_BASE_URL is honoured")
+    timeout: Duration = Field(timedelta(seconds=120), description="Longest wait for one answer")
+    reuse_scope: str = Field("", description="Answers are reused only within the same scope")
+    single_shot_tokens: int = Field(60_000, ge=1_000, description="Longest text for one request, in tokens")
+
+
+class SummaryWish(_Group):
+    instructions: str = Field("", max_length=8_000, description="What you want to know of every document")
+    language: str = Field("same", description="`same` as the document, or a language such as `en`")
+    words: int = Field(150, ge=20, le=2_000, description="About how long a summary is")
+
+
+class Limits(_Group):
+    requests_per_minute: int = Field(0, ge=0, description="Over the whole group; 0 = no limit")
+    input_tokens_per_minute: int = Field(0, ge=0, description="Over the whole group; 0 = no limit")
+    output_tokens_per_minute: int = Field(0, ge=0, description="Over the whole group; 0 = no limit")
+
+
+class Worker(_Group):
+    max_in_flight: int = Field(64, ge=1, description="Model calls at once in one worker")
+    slots_per_partition: int = Field(8, ge=1, description="Documents at once from one partition")
+    drain_timeout: Duration = Field(
+        timedelta(seconds=15), description="Calls in flight at a rebalance get this long"
+    )
+    shutdown_timeout: Duration = Field(
+        timedelta(seconds=150), description="After SIGTERM, paid answers are stored for this long"
+    )
+    instance_id: str = Field("", description="Static membership where replicas have stable names")
+    host: str = Field("127.0.0.1", description="Address of metrics and probes; 0.0.0.0 in a container")
+    port: int = Field(0, ge=0, le=65535, description="Port of metrics and probes; 0 = a free one")
+
+
+class Retry(_Group):
+    delays: Durations = Field(
+        (timedelta(seconds=10), timedelta(seconds=30), timedelta(seconds=90)),
+        description="One retry topic each; attempts = 1 + their number",
+    )
+
+
+class Fetch(_Group):
+    file_roots: Names = Field((), description="Folders that `file:` may read, by comma; empty = none")
+    max_bytes: Size = Field(100_000_000, ge=1, description="Largest document")
+
+
+class Extract(_Group):
+    processes: int = Field(0, ge=0, description="Child processes for PDF and HTML; 0 = one a core, at most 4")
+    timeout: Duration = Field(timedelta(seconds=60), description="Longest time for one document")
+    memory: Size = Field(1_000_000_000, ge=100_000_000, description="Memory of one child process")
+
+
+class Store(_Group):
+    flush_interval: Duration = Field(
+        timedelta(milliseconds=250), description="Least time between two flushes; the local stack uses 20ms"
+    )
+
+
+class Log(_Group):
+    level: str = Field("info", description="debug, info, warning or error")
+    format: str = Field("auto", description="json, console, or auto = console on a terminal")
+
+
+class Settings(BaseSettings):
+    """Everything that can be set, one group a field."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="DOCSUM_", env_nested_delimiter="__", env_file=".env", extra="ignore", frozen=True
+    )
+
+    home: Path = Field(Path("~/.docsum"), description="State of the local stack")
+    kafka: Kafka = Kafka()
+    topics: Topics = Topics()
+    clickhouse: ClickHouse = ClickHouse()
+    model: Model = Model()
+    summary: SummaryWish = SummaryWish()
+    limits: Limits = Limits()
+    worker: Worker = Worker()
+    retry: Retry = Retry()
+    fetch: Fetch = Fetch()
+    extract: Extract = Extract()
+    store: Store = Store()
+    log: Log = Log()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Values handed in, then the environment, then `.env`."""
+        return init_settings, env_settings, dotenv_settings
+
+    @property
+    def explicit(self) -> bool:
+        """True on a deployment of the user's own; False: commands use the local stack."""
+        return bool(self.kafka.bootstrap_servers)
+
+    def topology(self) -> Topology:
+        return Topology(
+            prefix=self.topics.prefix,
+            inputs=self.topics.inputs,
+            partitions=self.topics.partitions,
+            delays=self.retry.delays,
+            retention=self.topics.retention,
+        )
+
+    def environment(self) -> dict[str, str]:
+        """The variables that give a child process these settings; secrets are in it."""
+        found = {"DOCSUM_HOME": str(self.home)}
+        for group in type(self).model_fields:
+            values = getattr(self, group)
+            if isinstance(values, BaseModel):
+                for name in type(values).model_fields:
+                    value = getattr(values, name)
+                    if value != type(values).model_fields[name].default:
+                        found[f"DOCSUM_{group}__{name}".upper()] = text_of(value)
+        return found
+
+    def recipe(self) -> Recipe:
+        """The recipe of live events, and what a run's options start from."""
+        return Recipe(
+            model=self.model.name,
+            instructions=self.summary.instructions,
+            language=self.summary.language,
+            words=self.summary.words,
+        )
+
+
+def text_of(value: object) -> str:
+    """A value as its variable says it; a secret in the clear."""
+    if isinstance(value, SecretStr):
+        return value.get_secret_value()
+    if isinstance(value, timedelta):
+        return duration_name(value)
+    if isinstance(value, tuple):
+        return ",".join(text_of(part) for part in value)
+    return str(value)
+
+
+#: Kubernetes injects these for every Service of the namespace, ours included.
+_INJECTED = re.compile(r"_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT|PORT_\w+)$")
+
+
+def known_variables() -> dict[str, str]:
+    """Every variable with its description, in the order of the groups."""
+    names = {"DOCSUM_HOME": "State of the local stack (default ~/.docsum)"}
+    for group, outer in Settings.model_fields.items():
+        kind = outer.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            for name, inner in kind.model_fields.items():
+                names[f"DOCSUM_{group}__{name}".upper()] = inner.description or ""
+    return names
+
+
+def _refuse_unknown(environment: Mapping[str, str]) -> None:
+    known = known_variables()
+    for name in environment:
+        if name.startswith("DOCSUM_") and name not in known and not _INJECTED.search(name):
+            import difflib
+
+            near = difflib.get_close_matches(name, known, 1)
+            meant = f" Did you mean {near[0]}?" if near else " `docsum config show` lists all settings."
+            raise ConfigurationError(f"There is no setting {name}.{meant}")
+
+
+def load(**groups: Any) -> Settings:  # Any: what pydantic takes for its fields
+    """The settings of this process. Raises ConfigurationError with one sentence for anything wrong."""
+    _refuse_unknown(os.environ)
+    try:
+        settings = Settings(**groups)
+    except ValidationError as error:
+        raise ConfigurationError(_sentence(error)) from error
+    model = settings.model.model_copy(
+        update={
+            "api_key": SecretStr(
+                settings.model.api_key.get_secret_value() or os.environ.get("ANTHROPIC_API_KEY", "")
+            ),
+            "base_url": settings.model.base_url or os.environ.get("ANTHROPIC_BASE_URL", ""),
+        }
+    )
+    settings = settings.model_copy(update={"model": model, "home": settings.home.expanduser().absolute()})
+    if settings.explicit and not settings.clickhouse.url:
+        raise ConfigurationError(
+            "DOCSUM_KAFKA__BOOTSTRAP_SERVERS is set, so DOCSUM_CLICKHOUSE__URL must be set too."
+        )
+    settings.topology()  # refuses delays that do not grow
+    return settings
+
+
+def _sentence(error: ValidationError) -> str:
+    first = error.errors()[0]
+    name = "DOCSUM_" + "__".join(str(part) for part in first["loc"]).upper()
+    return f"{name} is wrong: {first['msg'].removeprefix('Value error, ')}."

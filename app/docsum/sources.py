@@ -1,0 +1,373 @@
+"""What a run is made of: folders, patterns, single files, manifests and standard input, listed lazily.
+
+A file's document id is its absolute path with links in the way to the source resolved, so that every spelling
+of the same folder announces the same documents.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import re
+import stat
+import threading
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import datetime
+from hashlib import sha256
+from itertools import islice
+from pathlib import Path
+from typing import BinaryIO, TypeVar
+from urllib.parse import quote, unquote_to_bytes
+
+from docsum.errors import DocsumError
+from docsum.manifests import Head, Line, read_head, read_lines
+
+T = TypeVar("T")
+
+STDIN = "-"
+LONGEST_ID = 512  # characters, as the event's contract says
+MANIFESTS = (".jsonl", ".ndjson", ".csv")
+#: A folder is sorted in parts of so many names: any usual one as a whole, a huge one in bounded memory.
+SORTED_AT_ONCE = 10_000
+
+FileVersion = Callable[[os.stat_result], str]
+Now = Callable[[], datetime]
+
+_MAGIC = re.compile(r"[*?[]")
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")
+_ESCAPED = re.compile(r"[%\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+class UnusableSource(DocsumError):
+    """There is nothing to list under this name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A document that a source names, as it was seen at `occurred_at`."""
+
+    document_id: str
+    uri: str
+    occurred_at: datetime
+    source_version: str = ""  # empty: unknown, so the document is always fetched
+    media_type: str | None = None
+    size_bytes: int | None = None
+    title: str | None = None
+    attributes: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Ignored:
+    """Something that is no document on purpose: hidden, or a link to a folder."""
+
+    where: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """Something that should be a document and cannot be announced."""
+
+    where: str  # a path, or `line 17`
+    problem: str
+
+
+Entry = Listed | Ignored | Unreadable
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A place that documents are listed from. `name` opens the same one again, from any folder."""
+
+    name: str
+    folder: Path  # what it lists lies below it, or, of a manifest, is named from it
+    entries: Callable[[], Iterator[Entry]]  # lists from the start; standard input only once
+    manifest: bool = False  # its documents may be anywhere
+
+    @property
+    def repeatable(self) -> bool:
+        return self.name != STDIN
+
+
+@dataclass(frozen=True, slots=True)
+class Lister:
+    """Opens sources. `file_version` is the fetcher's, so that a worker recognises an unchanged file."""
+
+    now: Now
+    file_version: FileVersion
+
+    def open(self, text: str, stdin: BinaryIO) -> Source:
+        """The source that a person means by `text`. Raises UnusableSource or NoManifest."""
+        if text == STDIN:
+            return self._standard_input(stdin)
+        path = _path_of(text)
+        if path.is_dir():
+            folder = os.path.realpath(path)
+            return Source(folder, Path(folder), lambda: self._files(_walk(folder)))
+        if path.is_file():
+            return self._file(path)
+        if _MAGIC.search(str(path)):
+            return self._pattern(path)
+        raise UnusableSource(f"There is no file or folder {str(path)!r}: check the name, or quote a pattern.")
+
+    def _file(self, path: Path) -> Source:
+        folder = os.path.realpath(path.parent)
+        name = f"{folder.rstrip('/')}/{path.name}"  # a file that is a link keeps its own name
+        if path.suffix.lower() not in MANIFESTS:
+            return Source(name, Path(folder), lambda: iter([self._of_file(name)]))
+        with path.open("rb") as stream:
+            read_head(stream, path.name)  # says now whether it is a manifest at all
+        return Source(name, Path(folder), lambda: self._manifest(name, folder), manifest=True)
+
+    def _pattern(self, path: Path) -> Source:
+        depth = next(index for index, part in enumerate(path.parts) if _MAGIC.search(part))
+        folder = os.path.realpath(Path(*path.parts[:depth]))
+        if not Path(folder).is_dir():
+            raise UnusableSource(f"There is no folder {folder!r}.")
+        rest = path.parts[depth:]
+        deepest = None if "**" in rest else len(rest)
+        matches = _matcher("/".join(rest))
+
+        def found() -> Iterator[os.DirEntry[str] | Ignored | Unreadable]:
+            for entry in _walk(folder, deepest):
+                if not isinstance(entry, os.DirEntry) or matches(os.path.relpath(entry.path, folder)):
+                    yield entry
+
+        return Source(f"{folder.rstrip('/')}/{'/'.join(rest)}", Path(folder), lambda: self._files(found()))
+
+    def _standard_input(self, stdin: BinaryIO) -> Source:
+        folder = os.path.realpath(".")
+        head = read_head(stdin, "standard input")
+        return Source(STDIN, Path(folder), lambda: self._lines(stdin, head, folder), manifest=True)
+
+    # -- entries ---------------------------------------------------------------------------------------
+
+    def _files(self, found: Iterable[os.DirEntry[str] | Ignored | Unreadable]) -> Iterator[Entry]:
+        for entry in found:
+            yield self._of_file(entry.path) if isinstance(entry, os.DirEntry) else entry
+
+    def _of_file(self, path: str) -> Entry:
+        try:
+            status = Path(path).stat()
+        except FileNotFoundError:
+            link = Path(path).is_symlink()
+            return Unreadable(path, "the link points to nothing" if link else "it has just gone")
+        except OSError as error:
+            return Unreadable(path, _reason(error))
+        if stat.S_ISDIR(status.st_mode):
+            return Ignored(path, "a link to a folder")
+        if not stat.S_ISREG(status.st_mode):
+            return Ignored(path, "not a regular file")
+        return Listed(
+            file_id(path),
+            file_uri(path),
+            self.now(),
+            source_version=self.file_version(status),
+            size_bytes=status.st_size,
+        )
+
+    def _manifest(self, name: str, folder: str) -> Iterator[Entry]:
+        with Path(name).open("rb") as stream:
+            yield from self._lines(stream, read_head(stream, name), folder)
+
+    def _lines(self, stream: BinaryIO, head: Head, folder: str) -> Iterator[Entry]:
+        for number, line in read_lines(stream, head):
+            if isinstance(line, Line):
+                yield self._of_line(line, folder)
+            else:
+                yield Unreadable(f"line {number}", line.problem)
+
+    def _of_line(self, line: Line, folder: str) -> Listed:
+        path = _local_path(line.uri, folder)
+        version = line.source_version
+        if path is not None and not version:
+            with suppress(OSError, ValueError):  # a worker may see it, or will say that it is not there
+                version = self.file_version(Path(path).stat())
+        return Listed(
+            line.document_id,
+            line.uri if path is None or _SCHEME.match(line.uri) else file_uri(path),
+            self.now(),
+            source_version=version,
+            media_type=line.media_type,
+            size_bytes=line.size_bytes,
+            title=line.title,
+            attributes=line.attributes,
+        )
+
+
+def limited(entries: Iterator[Entry], limit: int | None) -> Iterator[Entry]:
+    """Ends after so many documents; what lies between them does not count."""
+    left = limit
+    while left is None or left > 0:
+        try:
+            entry = next(entries)
+        except StopIteration:
+            return
+        yield entry
+        if left is not None and isinstance(entry, Listed):
+            left -= 1
+
+
+# -- files -------------------------------------------------------------------------------------------------
+
+
+def file_uri(path: str) -> str:
+    """The `file:` address of an absolute path, whatever its bytes."""
+    return "file://" + quote(os.fsencode(path))
+
+
+def file_id(path: str) -> str:
+    """The document id of an absolute path: readable, of at most 512 characters, never the same for two.
+
+    Only what an id may not hold is escaped; of a longer one the end is a digest.
+    """
+    text = "file://" + _ESCAPED.sub(lambda match: quote(os.fsencode(match[0])), path)
+    if len(text) <= LONGEST_ID:
+        return text
+    digest = sha256(text.encode()).hexdigest()
+    return f"{text[: LONGEST_ID - len(digest) - 1]}~{digest}"
+
+
+def path_id(text: str) -> str:
+    """The document id of a file that a person names; it need not exist any more."""
+    path = _path_of(text)
+    return file_id(str(Path(os.path.realpath(path.parent)) / path.name))
+
+
+def _path_of(text: str) -> Path:
+    if text.startswith("file:"):
+        return Path(_local_path(text, "/") or "/")
+    scheme = _SCHEME.match(text)
+    if scheme and not Path(text).exists():
+        raise UnusableSource(
+            f"{scheme[1]}: cannot be listed: name a folder, a pattern, a manifest, or - for standard input."
+        )
+    return Path(text).expanduser().absolute()
+
+
+def _local_path(uri: str, folder: str) -> str | None:
+    """The absolute path of a `file:` address or of a plain path; None for any other address."""
+    if uri.lower().startswith("file:"):
+        rest = uri[5:]
+        if rest.startswith("//"):
+            rest = "/" + rest[2:].partition("/")[2]
+        return os.fsdecode(unquote_to_bytes(rest))
+    if _SCHEME.match(uri):
+        return None
+    return os.path.normpath(Path(folder) / Path(uri).expanduser())
+
+
+def _walk(folder: str, deepest: int | None = None) -> Iterator[os.DirEntry[str] | Ignored | Unreadable]:
+    """Everything below a folder that is not a folder, in the order of the names; links are not followed."""
+    levels = [_sorted_entries(folder)]
+    while levels:
+        entry = next(levels[-1], None)
+        if entry is None:
+            levels.pop()
+        elif isinstance(entry, Unreadable):
+            yield entry
+        elif entry.name.startswith("."):
+            yield Ignored(entry.path, "hidden")
+        elif entry.is_dir(follow_symlinks=False):
+            if deepest is None or len(levels) < deepest:
+                levels.append(_sorted_entries(entry.path))
+        else:
+            yield entry
+
+
+def _sorted_entries(folder: str) -> Iterator[os.DirEntry[str] | Unreadable]:
+    try:
+        with os.scandir(folder) as scan:
+            while part := sorted(islice(scan, SORTED_AT_ONCE), key=lambda entry: entry.name):
+                yield from part
+    except OSError as error:
+        yield Unreadable(folder, _reason(error))
+
+
+def _matcher(pattern: str) -> Callable[[str], object]:
+    """As a shell reads it: `*` and `?` stay within a name, `**/` is any number of folders."""
+    parts = []
+    for token in re.findall(r"\*\*/|\*\*|\*|\?|\[!?\]?[^\]]*\]|.", pattern, re.DOTALL):
+        match token:
+            case "**/":
+                parts.append("(?:[^/]+/)*")
+            case "**":
+                parts.append(".*")
+            case "*":
+                parts.append("[^/]*")
+            case "?":
+                parts.append("[^/]")
+            case _ if len(token) > 1:
+                inner = token[1:-1].replace("\\", r"\\").replace("[", r"\[")
+                parts.append(f"[^{inner[1:]}]" if inner.startswith("!") else f"[{inner}]")
+            case _:
+                parts.append(re.escape(token))
+    try:
+        return re.compile("".join(parts), re.DOTALL).fullmatch
+    except re.error as error:
+        raise UnusableSource(f"The pattern {pattern!r} is wrong: {error}.") from error
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or str(error)).lower()
+
+
+# -- reading ahead -----------------------------------------------------------------------------------------
+
+
+async def batches(items: Iterator[T], size: int) -> AsyncGenerator[list[T], None]:
+    """What a blocking iterator gives, as soon as there is something, in lists of at most `size`.
+
+    A daemon thread reads at most `size` items ahead: a silent pipe or a hanging mount never holds up Ctrl-C.
+    """
+    import asyncio  # not for everyone who only names a source: it takes a while
+
+    loop, some = asyncio.get_running_loop(), asyncio.Event()
+    ready: queue.Queue[T] = queue.Queue(size)
+    ended: list[BaseException | None] = []
+    stop = threading.Event()
+
+    def wake() -> None:
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(some.set)
+
+    def read() -> None:
+        try:
+            for item in items:
+                while not stop.is_set():
+                    with suppress(queue.Full):
+                        ready.put(item, timeout=0.2)
+                        break
+                if stop.is_set():
+                    return
+                if not some.is_set():
+                    wake()
+            ended.append(None)
+        except BaseException as error:  # handed to the reader below, whatever it is
+            ended.append(error)
+        wake()
+
+    threading.Thread(target=read, name="docsum-listing", daemon=True).start()
+    try:
+        while True:
+            await some.wait()
+            some.clear()
+            last = list(ended)  # looked at before the queue is emptied: nothing follows after it
+            while batch := _take(ready, size):
+                yield batch
+            if last:
+                if last[0] is not None:
+                    raise last[0]
+                return
+    finally:
+        stop.set()
+
+
+def _take(ready: queue.Queue[T], size: int) -> list[T]:
+    batch: list[T] = []
+    with suppress(queue.Empty):
+        while len(batch) < size:
+            batch.append(ready.get_nowait())
+    return batch

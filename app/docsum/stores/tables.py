@@ -1,0 +1,508 @@
+"""The tables as rows of values, in both directions. Pure: nothing here talks to a server.
+
+The names are the contract with `migrations/`; the types are read from the server, so that they have one home.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from docsum.models import (
+    Answer,
+    Coordinates,
+    DeadLetterRow,
+    FailureRow,
+    Known,
+    Lane,
+    Recipe,
+    Rows,
+    Run,
+    RunDocumentRow,
+    RunState,
+    State,
+    Summary,
+    SummaryRow,
+    Usage,
+    WorkerStatus,
+)
+
+R = TypeVar("R")
+Values = tuple[Any, ...]  # Any: a row as the client library takes and gives it
+
+
+@dataclass(frozen=True, slots=True)
+class Table(Generic[R]):
+    """A table that is written to: its columns, and how one row becomes their values."""
+
+    name: str
+    columns: tuple[str, ...]
+    values: Callable[[R], Values]
+
+    def columnar(self, rows: Sequence[R]) -> list[Values]:
+        """Column by column, as the wire has it. `rows` must not be empty."""
+        return list(zip(*map(self.values, rows), strict=True))
+
+
+def utf8(text: str) -> str:
+    """The text as UTF-8 can carry it: lone surrogates, which JSON may hold, become question marks."""
+    return text if text.isascii() else text.encode(errors="replace").decode()
+
+
+def _utf8s(texts: Sequence[str]) -> list[str]:
+    return [utf8(text) for text in texts]
+
+
+# -- answers -----------------------------------------------------------------------------------------------
+
+
+def _answer_values(answer: Answer) -> Values:
+    usage = answer.usage
+    return (
+        answer.fingerprint,
+        utf8(answer.request_id),
+        utf8(answer.model),
+        utf8(answer.raw),
+        usage.input_tokens,
+        usage.output_tokens,
+        usage.cache_read_tokens,
+        usage.cache_write_tokens,
+        answer.cost,
+        answer.price_version,
+        answer.status,
+        answer.answered_at,
+        answer.latency_ms,
+        utf8(answer.document_id),
+        answer.run_id,
+        answer.chunk,
+        answer.lane.value,
+        utf8(answer.detail),
+    )
+
+
+ANSWERS = Table(
+    "answer_versions",
+    (
+        "fingerprint",
+        "request_id",
+        "model",
+        "raw",
+        "input_tokens",
+        "output_tokens",
+        "cache_read_tokens",
+        "cache_write_tokens",
+        "cost",
+        "price_version",
+        "status",
+        "answered_at",
+        "latency_ms",
+        "document_id",
+        "run_id",
+        "chunk",
+        "lane",
+        "detail",
+    ),
+    _answer_values,
+)
+
+
+def answer_of(values: Values) -> Answer:
+    """The answer that a row of `ANSWERS.columns` is."""
+    return Answer(
+        fingerprint=values[0],
+        request_id=values[1],
+        model=values[2],
+        raw=values[3],
+        usage=Usage(*values[4:8]),
+        cost=values[8],
+        price_version=values[9],
+        status=values[10],
+        answered_at=values[11],
+        latency_ms=values[12],
+        document_id=values[13],
+        run_id=values[14],
+        chunk=values[15],
+        lane=Lane(values[16]),
+        detail=values[17],
+    )
+
+
+# -- summaries ---------------------------------------------------------------------------------------------
+
+_TOMBSTONE = Summary("", "", (), "", "", (), "", "")
+
+
+def _summary_values(row: SummaryRow) -> Values:
+    summary = row.summary or _TOMBSTONE
+    origin = row.origin
+    return (
+        utf8(row.document_id),
+        row.version,
+        int(row.summary is None),
+        row.state.value,
+        utf8(row.source_version),
+        utf8(row.uri),
+        utf8(summary.title),
+        utf8(summary.summary),
+        _utf8s(summary.key_points),
+        utf8(summary.language),
+        utf8(summary.document_type),
+        _utf8s(summary.warnings),
+        utf8(summary.model),
+        summary.recipe,
+        summary.fingerprint,
+        summary.input_tokens,
+        summary.output_tokens,
+        summary.cost,
+        summary.reused,
+        {utf8(name): utf8(value) for name, value in row.attributes.items()},
+        row.run_id,
+        origin.topic,
+        origin.partition,
+        origin.offset,
+        row.occurred_at,
+        row.written_at,
+    )
+
+
+SUMMARIES = Table(
+    "summary_versions",
+    (
+        "document_id",
+        "version",
+        "is_deleted",
+        "state",
+        "source_version",
+        "uri",
+        "title",
+        "summary",
+        "key_points",
+        "language",
+        "document_type",
+        "warnings",
+        "model",
+        "recipe",
+        "fingerprint",
+        "input_tokens",
+        "output_tokens",
+        "cost",
+        "reused",
+        "attributes",
+        "run_id",
+        "kafka_topic",
+        "kafka_partition",
+        "kafka_offset",
+        "occurred_at",
+        "written_at",
+    ),
+    _summary_values,
+)
+
+#: What is read back from the view `summaries`: it has no tombstones.
+SUMMARY_COLUMNS = tuple(name for name in SUMMARIES.columns if name != "is_deleted")
+
+
+def summary_row_of(values: Values) -> SummaryRow:
+    """The row that a row of `SUMMARY_COLUMNS` is."""
+    return SummaryRow(
+        document_id=values[0],
+        version=values[1],
+        state=State(values[2]),
+        source_version=values[3],
+        uri=values[4],
+        summary=Summary(
+            title=values[5],
+            summary=values[6],
+            key_points=tuple(values[7]),
+            language=values[8],
+            document_type=values[9],
+            warnings=tuple(values[10]),
+            model=values[11],
+            recipe=values[12],
+            fingerprint=values[13],
+            input_tokens=values[14],
+            output_tokens=values[15],
+            cost=values[16],
+            reused=values[17],
+        ),
+        attributes=values[18],
+        run_id=values[19],
+        origin=Coordinates(*values[20:23]),
+        occurred_at=values[23],
+        written_at=values[24],
+    )
+
+
+def known_of(values: Values) -> Known:
+    """From version, state, source_version, recipe, is_deleted."""
+    version, state, source_version, recipe, deleted = values
+    return Known(version, State(state), source_version, recipe, bool(deleted))
+
+
+# -- run documents -----------------------------------------------------------------------------------------
+
+
+def _run_document_values(row: RunDocumentRow) -> Values:
+    return (
+        row.run_id,
+        utf8(row.document_id),
+        row.state.value,
+        utf8(row.uri),
+        row.attempt,
+        row.reason,
+        utf8(row.message),
+        row.written_at,
+        row.version,
+    )
+
+
+RUN_DOCUMENTS = Table(
+    "run_document_versions",
+    (
+        "run_id",
+        "document_id",
+        "state",
+        "uri",
+        "attempt",
+        "reason",
+        "message",
+        "written_at",
+        "version",
+    ),
+    _run_document_values,
+)
+
+#: What is read back from the view `run_documents`.
+RUN_DOCUMENT_COLUMNS = RUN_DOCUMENTS.columns[:-1]
+
+
+def run_document_of(values: Values) -> RunDocumentRow:
+    """The row that a row of `RUN_DOCUMENT_COLUMNS` is."""
+    run_id, document_id, state, *others = values
+    return RunDocumentRow(run_id, document_id, State(state), *others)
+
+
+# -- dead letters and failures -----------------------------------------------------------------------------
+
+
+def _dead_letter_values(row: DeadLetterRow) -> Values:
+    origin, copy = row.origin, row.dead_letter
+    return (
+        origin.topic,
+        origin.partition,
+        origin.offset,
+        copy.topic,
+        copy.partition,
+        copy.offset,
+        utf8(row.document_id),
+        row.document_version,
+        row.run_id,
+        row.reason,
+        utf8(row.message),
+        row.stage,
+        row.attempts,
+        row.first_failed_at,
+        row.failed_at,
+        row.replay_count,
+        row.state,
+        row.version,
+    )
+
+
+DEAD_LETTERS = Table(
+    "dead_letter_versions",
+    (
+        "kafka_topic",
+        "kafka_partition",
+        "kafka_offset",
+        "dlq_topic",
+        "dlq_partition",
+        "dlq_offset",
+        "document_id",
+        "document_version",
+        "run_id",
+        "reason",
+        "message",
+        "stage",
+        "attempts",
+        "first_failed_at",
+        "failed_at",
+        "replay_count",
+        "state",
+        "version",
+    ),
+    _dead_letter_values,
+)
+
+
+def _failure_values(row: FailureRow) -> Values:
+    return (
+        row.failed_at,
+        utf8(row.document_id),
+        row.run_id,
+        row.attempt,
+        row.reason,
+        row.stage,
+        row.disposition,
+        utf8(row.message),
+        row.worker,
+    )
+
+
+FAILURES = Table(
+    "failures",
+    (
+        "failed_at",
+        "document_id",
+        "run_id",
+        "attempt",
+        "reason",
+        "stage",
+        "disposition",
+        "message",
+        "worker",
+    ),
+    _failure_values,
+)
+
+
+# -- runs and workers --------------------------------------------------------------------------------------
+
+
+def _run_values(run: Run) -> Values:
+    return (
+        run.id,
+        utf8(run.name),
+        utf8(run.source),
+        utf8(run.recipe.to_json()),
+        run.lane.value,
+        run.state.value,
+        run.created_at,
+        run.updated_at,
+        run.limit,
+        run.force,
+        run.listed,
+        run.unreadable,
+    )
+
+
+RUNS = Table(
+    "run_versions",
+    (
+        "run_id",
+        "name",
+        "source",
+        "recipe",
+        "lane",
+        "state",
+        "created_at",
+        "updated_at",
+        "document_limit",
+        "force",
+        "listed",
+        "unreadable",
+    ),
+    _run_values,
+)
+
+
+def run_of(values: Values) -> Run:
+    """The run that a row of `RUNS.columns` is."""
+    run_id, name, source, recipe, lane, state, *others = values
+    return Run(run_id, name, source, Recipe.from_json(recipe), Lane(lane), RunState(state), *others)
+
+
+def _worker_values(status: WorkerStatus) -> Values:
+    return (
+        status.worker,
+        status.host,
+        status.pid,
+        status.lane.value,
+        status.started_at,
+        status.beat_at,
+        list(status.partitions),
+        status.in_flight,
+        _utf8s(status.holds),
+        status.stopped,
+    )
+
+
+WORKERS = Table(
+    "worker_versions",
+    (
+        "worker",
+        "host",
+        "pid",
+        "lane",
+        "started_at",
+        "beat_at",
+        "partitions",
+        "in_flight",
+        "holds",
+        "stopped",
+    ),
+    _worker_values,
+)
+
+
+def worker_of(values: Values) -> WorkerStatus:
+    """The heartbeat that a row of `WORKERS.columns` is."""
+    worker, host, pid, lane, started_at, beat_at, partitions, in_flight, holds, stopped = values
+    return WorkerStatus(
+        worker,
+        host,
+        pid,
+        Lane(lane),
+        started_at,
+        beat_at,
+        tuple(partitions),
+        in_flight,
+        tuple(holds),
+        stopped,
+    )
+
+
+# -- together ----------------------------------------------------------------------------------------------
+
+TABLES: tuple[Table[Any], ...] = (  # Any: each table has its own row type
+    ANSWERS,
+    SUMMARIES,
+    RUN_DOCUMENTS,
+    DEAD_LETTERS,
+    FAILURES,
+    RUNS,
+    WORKERS,
+)
+VIEWS = (
+    "answers",
+    "summaries",
+    "run_documents",
+    "dead_letters",
+    "runs",
+    "run_progress",
+    "workers",
+)
+
+
+def in_order(rows: Rows) -> tuple[tuple[Table[Any], tuple[Any, ...]], ...]:
+    """The tables that these rows go to, first to last: a paid answer first, a dashboard's row last."""
+    parts: tuple[tuple[Table[Any], tuple[Any, ...]], ...] = (
+        (ANSWERS, rows.answers),
+        (SUMMARIES, rows.summaries),
+        (RUN_DOCUMENTS, rows.run_documents),
+        (DEAD_LETTERS, rows.dead_letters),
+        (FAILURES, rows.failures),
+    )
+    return tuple((table, part) for table, part in parts if part)
+
+
+def size_of(rows: Rows) -> int:
+    """About how many bytes the rows take: the long texts are counted, the rest of a row is a flat rate."""
+    size = 500 * (len(rows.summaries) + len(rows.run_documents) + len(rows.dead_letters) + len(rows.failures))
+    for answer in rows.answers:
+        size += 500 + len(answer.raw)
+    for row in rows.summaries:
+        if row.summary is not None:
+            size += len(row.summary.summary) + sum(map(len, row.summary.key_points))
+    return size

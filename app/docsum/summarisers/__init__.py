@@ -1,0 +1,1 @@
+"""Models that summarise: the port `Summariser` and what every call to a model needs."""

@@ -1,0 +1,1 @@
+"""What docsum tells: metrics, logs, health."""

@@ -1,0 +1,147 @@
+"""Topics: names, delays, partitions, configs. The one place that knows them."""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+
+from docsum.errors import ConfigurationError
+from docsum.models import Lane
+
+SPARE_BYTES = 64 * 1024  # what our headers may add to a copied record, with room
+MAX_MESSAGE_BYTES = 1_048_576  # an input record; copies may be larger by SPARE_BYTES
+_DURATION = re.compile(r"(\d+)(ms|s|m|h|d)")
+_UNITS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+
+
+class Role(enum.StrEnum):
+    """What a topic is for."""
+
+    INPUT = "input"
+    BATCH = "batch"
+    RETRY = "retry"
+    HELD = "held"
+    DEAD_LETTER = "dlq"
+
+
+@dataclass(frozen=True, slots=True)
+class Topic:
+    """A topic as docsum wants it."""
+
+    name: str
+    role: Role
+    lane: Lane
+    partitions: int
+    config: Mapping[str, str]
+    delay: timedelta = timedelta()
+
+
+def duration_name(delay: timedelta) -> str:
+    """The shortest name of a delay: 90 s is `90s`, 300 s is `5m`."""
+    milliseconds = delay // timedelta(milliseconds=1)
+    for unit in ("d", "h", "m"):
+        if milliseconds % _UNITS[unit] == 0 and milliseconds >= _UNITS[unit]:
+            return f"{milliseconds // _UNITS[unit]}{unit}"
+    return f"{milliseconds // 1000}s" if milliseconds % 1000 == 0 else f"{milliseconds}ms"
+
+
+def parse_duration(text: str) -> timedelta:
+    """`10s`, `5m`, `1h`, `45d`, `250ms`; raises ValueError for anything else."""
+    match = _DURATION.fullmatch(text.strip().lower())
+    if match is None:
+        raise ValueError(f"{text!r} is not a duration: write 250ms, 10s, 5m, 1h or 45d")
+    return timedelta(milliseconds=int(match[1]) * _UNITS[match[2]])
+
+
+@dataclass(frozen=True, slots=True)
+class Topology:
+    """All topics of one deployment, derived from a prefix and a few numbers."""
+
+    prefix: str = "docsum"
+    inputs: tuple[str, ...] = ()  # further live topics, owned by others
+    partitions: int = 12
+    delays: tuple[timedelta, ...] = (timedelta(seconds=10), timedelta(seconds=30), timedelta(seconds=90))
+    retention: timedelta = timedelta(days=45)
+    dead_letter_retention: timedelta = timedelta(days=365)
+
+    def __post_init__(self) -> None:
+        if list(self.delays) != sorted(self.delays) or len(set(self.delays)) != len(self.delays):
+            raise ConfigurationError(
+                "DOCSUM_RETRY__DELAYS must grow from one to the next, such as 10s,30s,90s."
+            )
+        if self.partitions < 1:
+            raise ConfigurationError("DOCSUM_TOPICS__PARTITIONS must be at least 1.")
+
+    @property
+    def documents(self) -> str:
+        return f"{self.prefix}.documents"
+
+    @property
+    def backfill(self) -> str:
+        return f"{self.prefix}.backfill"
+
+    @property
+    def batch(self) -> str:
+        return f"{self.prefix}.batch"
+
+    @property
+    def held(self) -> str:
+        return f"{self.prefix}.held"
+
+    @property
+    def dead_letters(self) -> str:
+        return f"{self.prefix}.dlq"
+
+    @property
+    def max_attempts(self) -> int:
+        return 1 + len(self.delays)
+
+    def retry(self, delay: timedelta) -> str:
+        return f"{self.prefix}.retry.{duration_name(delay)}"
+
+    @property
+    def retries(self) -> tuple[str, ...]:
+        return tuple(self.retry(delay) for delay in self.delays)
+
+    def is_retry(self, topic: str) -> bool:
+        """Also true for a retry topic of former delays: the worker empties every one that exists."""
+        return topic.startswith(f"{self.prefix}.retry.")
+
+    def lane_topic(self, lane: Lane) -> str:
+        """Where events of a lane are published."""
+        return {Lane.LIVE: self.documents, Lane.BACKFILL: self.backfill, Lane.BATCH: self.batch}[lane]
+
+    def lane_of(self, topic: str) -> Lane:
+        """The lane of an original topic; topics of others are live."""
+        return {self.backfill: Lane.BACKFILL, self.batch: Lane.BATCH}.get(topic, Lane.LIVE)
+
+    def topics(self) -> tuple[Topic, ...]:
+        """Every topic that docsum owns, in the order in which they are created."""
+
+        def config(retention: timedelta, copies: bool) -> dict[str, str]:
+            size = MAX_MESSAGE_BYTES + (SPARE_BYTES if copies else 0)
+            return {
+                "retention.ms": str(retention // timedelta(milliseconds=1)),
+                "max.message.bytes": str(size),
+            }
+
+        count = self.partitions
+        inputs = config(self.retention, copies=False)
+        copies = config(self.retention, copies=True)
+        return (
+            Topic(self.documents, Role.INPUT, Lane.LIVE, count, inputs),
+            Topic(self.backfill, Role.INPUT, Lane.BACKFILL, count, inputs),
+            Topic(self.batch, Role.BATCH, Lane.BATCH, count, inputs),
+            *(Topic(self.retry(delay), Role.RETRY, Lane.LIVE, count, copies, delay) for delay in self.delays),
+            Topic(self.held, Role.HELD, Lane.LIVE, count, copies),
+            Topic(
+                self.dead_letters,
+                Role.DEAD_LETTER,
+                Lane.LIVE,
+                count,
+                config(self.dead_letter_retention, True),
+            ),
+        )

@@ -1,0 +1,30 @@
+"""Fixtures known to every test, and the rule of the unit tests: no sockets."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from pytest_socket import disable_socket, enable_socket
+
+pytest_plugins = ["tests.support.broker", "tests.support.engine"]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--chaos-documents", default="300", help="documents of the kill test")
+    parser.addoption("--chaos-seed", default="1", help="seed of its schedule")
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith(("DOCSUM_", "ANTHROPIC_")):
+            monkeypatch.delenv(name)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if Path("tests/unit") in item.path.relative_to(item.config.rootpath).parents:
+        disable_socket(allow_unix_socket=True)  # the event loop wakes itself through a pair of them
+    else:
+        enable_socket()

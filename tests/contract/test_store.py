@@ -1,0 +1,576 @@
+"""The port SummaryStore: one suite for the store in memory and the one on a real ClickHouse engine."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from itertools import count
+from random import Random
+from uuid import UUID, uuid4
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydantic import SecretStr
+
+from docsum.errors import RowRefused, StoreMisconfigured, StoreUnavailable
+from docsum.models import (
+    Answer,
+    Coordinates,
+    DeadLetterRow,
+    FailureRow,
+    Known,
+    Lane,
+    Recipe,
+    Rows,
+    Run,
+    RunDocumentRow,
+    RunState,
+    State,
+    Summary,
+    SummaryRow,
+    Usage,
+    WorkerStatus,
+)
+from docsum.ports import SummaryStore
+from docsum.settings import ClickHouse
+from docsum.stores import migrate
+from docsum.stores.clickhouse import ClickHouseStore
+from docsum.stores.connection import connect
+from docsum.stores.memory import MemoryStore
+from docsum.stores.tables import TABLES
+from tests.support.engine import Engine
+from tests.support.waiting import eventually
+
+pytest_plugins = ["tests.support.engine"]
+
+NOW = datetime.now(UTC).replace(microsecond=123_000)  # the stores keep milliseconds
+INTERVAL = timedelta(milliseconds=20)
+_numbers = count()
+
+
+def answer(fingerprint: str = "f" * 64, **fields: object) -> Answer:
+    given_ = {
+        "fingerprint": fingerprint,
+        "request_id": f"msg_{next(_numbers)}",
+        "model": "claude-haiku-5-5",
+        "raw": '{"title": "Größe"}',
+        "usage": Usage(1_200, 300, 7, 8),
+        "cost": Decimal("0.002712345"),
+        "price_version": "2026-10",
+        "status": "ok",
+        "answered_at": NOW,
+        "latency_ms": 1_234,
+        "document_id": "a.pdf",
+    }
+    return Answer(**{**given_, **fields})  # type: ignore[arg-type]  # a builder takes any field
+
+
+def summary_row(document_id: str = "a.pdf", version: int = 1, **fields: object) -> SummaryRow:
+    summary = Summary(
+        title=f"Title {version}",
+        summary="Größe: \U0001f4c4 'quoted'\n\nDROP TABLE summaries",
+        key_points=("one", "zwei"),
+        language="en",
+        document_type="report",
+        warnings=("a page is missing",),
+        model="claude-haiku-5-5",
+        recipe="0123456789abcdef",
+        fingerprint="f" * 64,
+        input_tokens=1_200,
+        output_tokens=300,
+        cost=Decimal("0.002712345"),
+        reused=False,
+    )
+    given_ = {
+        "document_id": document_id,
+        "version": version,
+        "state": State.DONE,
+        "source_version": "etag-1",
+        "uri": f"file:///{document_id}",
+        "summary": summary,
+        "attributes": {"team": "legal", "größe": "ü"},
+        "run_id": uuid4(),
+        "origin": Coordinates("docsum.backfill", 3, 2**40),
+        "occurred_at": NOW,
+        "written_at": NOW,
+    }
+    return SummaryRow(**{**given_, **fields})  # type: ignore[arg-type]  # a builder takes any field
+
+
+def run_document(run_id: UUID, document_id: str, state: State, ms: int = 0) -> RunDocumentRow:
+    written = NOW + timedelta(milliseconds=ms)
+    return RunDocumentRow(run_id, document_id, state, f"file:///{document_id}", 1, "", "", written)
+
+
+def a_run(**fields: object) -> Run:
+    given_ = {
+        "id": uuid4(),
+        "name": "contracts",
+        "source": "/srv/contracts",
+        "recipe": Recipe("claude-haiku-5-5", instructions="Wer schuldet wem? \U0001f4b6"),
+        "lane": Lane.BACKFILL,
+        "state": RunState.PUBLISHED,
+        "created_at": NOW,
+        "updated_at": NOW,
+    }
+    return Run(**{**given_, **fields})  # type: ignore[arg-type]  # a builder takes any field
+
+
+@pytest.fixture
+async def database(engine: Engine) -> ClickHouse:
+    """A fresh database with all tables."""
+    settings = engine.settings
+    await migrate.setup(settings)
+    return settings
+
+
+@pytest.fixture
+async def clickhouse(database: ClickHouse) -> AsyncIterator[ClickHouseStore]:
+    async with ClickHouseStore(database, INTERVAL) as store:
+        yield store
+
+
+@pytest.fixture(params=["memory", "clickhouse"])
+async def store(request: pytest.FixtureRequest) -> AsyncIterator[SummaryStore]:
+    if request.param == "memory":
+        yield MemoryStore()
+        return
+    settings = request.getfixturevalue("engine").settings
+    await migrate.setup(settings)
+    async with ClickHouseStore(settings, INTERVAL) as opened:
+        yield opened
+
+
+async def ask(settings: ClickHouse, sql: str) -> list[Sequence[object]]:
+    """What a reader with a SQL client sees."""
+    client = await connect(settings, database=settings.database)
+    try:
+        return list((await client.query(sql)).result_rows)
+    finally:
+        await client.close()
+
+
+async def command(settings: ClickHouse, sql: str) -> None:
+    client = await connect(settings, database=settings.database)
+    try:
+        await client.command(sql)
+    finally:
+        await client.close()
+
+
+# -- summaries ---------------------------------------------------------------------------------------------
+
+
+async def test_nothing_is_known_of_a_new_document(store: SummaryStore) -> None:
+    assert await store.known("new.pdf") is None
+    assert await store.summary("new.pdf") is None
+    assert list(await store.answers("0" * 64)) == []
+    assert await store.run(uuid4()) is None
+    assert list(await store.document_runs("new.pdf")) == []
+
+
+async def test_a_summary_reads_back_as_it_was_written(store: SummaryStore) -> None:
+    row = summary_row(version=(2**48 - 1) << 80 | 5)
+    await store.write(Rows(summaries=(row,)))
+    assert await store.summary("a.pdf") == row
+    assert await store.known("a.pdf") == Known(row.version, State.DONE, "etag-1", "0123456789abcdef")
+
+
+@pytest.mark.parametrize("order", [(1, 2, 3), (3, 2, 1), (2, 3, 1)])
+async def test_the_newest_version_shows_whatever_came_first(
+    store: SummaryStore, order: tuple[int, ...]
+) -> None:
+    for version in order:
+        await store.write(Rows(summaries=(summary_row(version=version),)))
+    found = await store.summary("a.pdf")
+    assert found is not None and found.summary is not None and found.summary.title == "Title 3"
+
+
+async def test_a_deleted_document_has_a_tombstone_until_it_comes_back(store: SummaryStore) -> None:
+    await store.write(Rows(summaries=(summary_row(version=1),)))
+    await store.write(Rows(summaries=(summary_row(version=2, summary=None, state=State.SKIPPED),)))
+    assert await store.summary("a.pdf") is None
+    assert await store.known("a.pdf") == Known(2, State.SKIPPED, "etag-1", "", deleted=True)
+    await store.write(Rows(summaries=(summary_row(version=3),)))
+    assert await store.summary("a.pdf") is not None
+
+
+async def test_many_look_ups_at_once_get_each_their_own(store: SummaryStore) -> None:
+    rows = tuple(summary_row(f"{n}.pdf", version=n + 1) for n in range(0, 1_200, 2))
+    await store.write(Rows(summaries=rows))
+    found = await asyncio.gather(*(store.known(f"{n}.pdf") for n in range(1_200)))
+    assert [known.version if known else None for known in found] == [
+        None if n % 2 else n + 1 for n in range(1_200)
+    ]
+
+
+# -- answers -----------------------------------------------------------------------------------------------
+
+
+async def test_every_answer_to_a_request_is_kept_oldest_first(store: SummaryStore) -> None:
+    late = answer(answered_at=NOW + timedelta(seconds=1), run_id=uuid4(), chunk=3, lane=Lane.BATCH)
+    early = answer(status="truncated", detail="cut")
+    other = answer("0" * 64)
+    await store.write(Rows(answers=(late, early, other)))
+    assert list(await store.answers("f" * 64)) == [early, late]
+
+
+async def test_an_answer_that_is_kept_is_durable_when_a_later_write_returns(store: SummaryStore) -> None:
+    kept = [answer() for _ in range(300)]
+    for one in kept:
+        store.keep(one)
+    await store.write(Rows())
+    assert {one.request_id for one in await store.answers("f" * 64)} == {one.request_id for one in kept}
+
+
+async def test_an_answer_that_is_written_again_is_not_paid_again(store: SummaryStore) -> None:
+    run_id = uuid4()
+    once = answer(run_id=run_id)
+    for _ in range(3):
+        store.keep(once)
+        await store.write(Rows(answers=(once,)))
+    assert list(await store.answers(once.fingerprint)) == [once]
+    assert (await store.progress(run_id)).cost == once.cost
+
+
+# -- runs --------------------------------------------------------------------------------------------------
+
+
+async def test_a_run_reads_back_and_its_newest_row_wins(store: SummaryStore) -> None:
+    run = a_run(limit=10, force=True)
+    newer = replace(run, state=RunState.PAUSED, updated_at=NOW + timedelta(seconds=1), listed=9, unreadable=1)
+    await store.save_run(run)
+    assert await store.run(run.id) == run
+    await store.save_run(newer)
+    await store.save_run(run)
+    assert await store.run(run.id) == newer
+
+
+async def test_runs_are_listed_newest_first(store: SummaryStore) -> None:
+    runs = [a_run(created_at=NOW + timedelta(seconds=n)) for n in range(3)]
+    for run in runs:
+        await store.save_run(run)
+    assert list(await store.runs(limit=2)) == [runs[2], runs[1]]
+
+
+async def test_a_publisher_that_has_been_silent_reads_as_interrupted(store: SummaryStore) -> None:
+    silent = a_run(state=RunState.PUBLISHING, updated_at=NOW - timedelta(seconds=60))
+    alive = a_run(state=RunState.PUBLISHING, updated_at=datetime.now(UTC).replace(microsecond=0))
+    for run in (silent, alive):
+        await store.save_run(run)
+    assert await store.run(silent.id) == replace(silent, state=RunState.INTERRUPTED)
+    assert await store.run(alive.id) == alive
+
+
+async def test_progress_counts_every_document_once_and_all_money(store: SummaryStore) -> None:
+    run_id, other = uuid4(), uuid4()
+    states = [
+        State.QUEUED,
+        State.QUEUED,
+        State.RETRYING,
+        State.HELD,
+        State.DONE,
+        State.DEAD_LETTERED,
+        State.SKIPPED,
+        State.CANCELLED,
+    ]
+    documents = tuple(run_document(run_id, f"{n}.pdf", state) for n, state in enumerate(states))
+    late = run_document(run_id, "4.pdf", State.RETRYING, ms=5_000)  # done stays done
+    await store.write(Rows(run_documents=documents))
+    await store.write(
+        Rows(
+            answers=(
+                answer(run_id=run_id, cost=Decimal("0.1")),
+                answer(run_id=run_id, cost=Decimal("0.02"), status="refused"),
+                answer(run_id=other),
+                answer(),
+            ),
+            run_documents=(*documents, late, run_document(other, "x.pdf", State.DONE)),
+        )
+    )
+    progress = await store.progress(run_id)
+    assert (progress.queued, progress.retrying, progress.held) == (2, 1, 1)
+    assert (progress.done, progress.dead_lettered, progress.skipped, progress.cancelled) == (1, 1, 1, 1)
+    assert (progress.remaining, progress.total, progress.cost) == (4, 8, Decimal("0.12"))
+    assert abs(progress.as_of - datetime.now(UTC)) < timedelta(seconds=60)
+
+
+async def test_progress_of_a_run_without_rows_is_zero(store: SummaryStore) -> None:
+    progress = await store.progress(uuid4())
+    assert (progress.total, progress.cost) == (0, Decimal(0))
+
+
+async def test_the_publisher_learns_which_documents_have_a_row(store: SummaryStore) -> None:
+    run_id = uuid4()
+    ids = [f"docs/{n} ü'.pdf" for n in range(1_000)]
+    await store.write(Rows(run_documents=tuple(run_document(run_id, one, State.QUEUED) for one in ids[::2])))
+    assert await store.run_documents(run_id, ids) == frozenset(ids[::2])
+    assert await store.run_documents(uuid4(), ids) == frozenset()
+
+
+async def test_all_rows_of_a_run_come_with_their_summaries(store: SummaryStore) -> None:
+    run_id = uuid4()
+    ids = [f"{n:05}.pdf" for n in range(5_200)]  # more than one page
+    await store.write(
+        Rows(
+            summaries=tuple(summary_row(one) for one in ids[:100]),
+            run_documents=tuple(run_document(run_id, one, State.QUEUED) for one in ids),
+        )
+    )
+    done = tuple(run_document(run_id, one, State.DONE, ms=1) for one in ids[:100])
+    await store.write(Rows(run_documents=(*done, run_document(uuid4(), "x.pdf", State.DONE))))
+    rows = [row async for row in store.run_rows(run_id)]
+    assert [row.document_id for row, _ in rows] == ids
+    assert [row.state for row, _ in rows] == [State.DONE] * 100 + [State.QUEUED] * 5_100
+    assert [summary.document_id for _, summary in rows if summary] == ids[:100]
+
+
+async def test_a_document_knows_the_runs_that_it_was_part_of(store: SummaryStore) -> None:
+    rows = [run_document(uuid4(), "a.pdf", State.DONE, ms=n) for n in range(3)]
+    await store.write(Rows(run_documents=(*rows, run_document(rows[0].run_id, "b.pdf", State.DONE))))
+    assert list(await store.document_runs("a.pdf")) == rows[::-1]
+
+
+async def test_a_worker_shows_its_newest_heartbeat(store: SummaryStore) -> None:
+    beat = WorkerStatus("w-1", "host", 4711, Lane.LIVE, NOW, NOW)
+    newer = replace(
+        beat,
+        beat_at=NOW + timedelta(seconds=5),
+        partitions=("docsum.documents[0]",),
+        in_flight=3,
+        holds=("The provider asked us to slow down.",),
+        stopped=True,
+    )
+    other = replace(beat, worker="w-2")
+    for status in (newer, beat, other):
+        await store.beat(status)
+    assert list(await store.workers()) == [newer, other]
+
+
+# -- any order ---------------------------------------------------------------------------------------------
+
+_EVENTS = st.lists(
+    st.tuples(
+        st.integers(0, 3),  # document
+        st.sampled_from(list(State)),
+        st.integers(1, 3),  # deliveries
+    ),
+    min_size=1,
+    max_size=12,
+)
+
+
+@settings(
+    max_examples=12,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],  # each example has documents of its own
+)
+@given(events=_EVENTS, seed=st.integers(0, 2**32))
+async def test_any_order_and_any_number_of_deliveries_end_the_same(
+    store: SummaryStore, events: list[tuple[int, State, int]], seed: int
+) -> None:
+    run_id = uuid4()
+    versions = [
+        (
+            summary_row(f"{run_id}/{document}", version, summary=None)
+            if state is State.CANCELLED
+            else summary_row(f"{run_id}/{document}", version),
+            run_document(run_id, f"{run_id}/{document}", state, ms=version),
+        )
+        for version, (document, state, _) in enumerate(events, 1)
+    ]
+    deliveries = [version for version, event in zip(versions, events, strict=True) for _ in range(event[2])]
+    chance = Random(seed)
+    chance.shuffle(deliveries)
+    while deliveries:
+        batch = [deliveries.pop() for _ in range(min(len(deliveries), chance.randint(1, 6)))]
+        await asyncio.gather(*(store.write(Rows(summaries=(s,), run_documents=(r,))) for s, r in batch))
+
+    newest: Mapping[str, SummaryRow] = {summary.document_id: summary for summary, _ in versions}
+    states: dict[str, RunDocumentRow] = {}
+    for _, row in versions:
+        if row.document_id not in states or row.version > states[row.document_id].version:
+            states[row.document_id] = row
+    found = {row.document_id: (row, summary) async for row, summary in store.run_rows(run_id)}
+    assert found == {
+        one: (states[one], newest[one] if newest[one].summary else None) for one in sorted(states)
+    }
+
+
+# -- ClickHouse alone --------------------------------------------------------------------------------------
+
+
+async def test_nouns_are_right_without_final(clickhouse: ClickHouseStore, database: ClickHouse) -> None:
+    run_id = uuid4()
+    paid = answer(run_id=run_id)
+    for version in (1, 2, 2, 3):
+        await clickhouse.write(
+            Rows(
+                answers=(paid,),
+                summaries=(summary_row("a.pdf", version), summary_row("gone.pdf", version, summary=None)),
+                run_documents=(run_document(run_id, "a.pdf", State.DONE, ms=version),),
+            )
+        )
+    status = WorkerStatus("w-1", "host", 4711, Lane.LIVE, NOW, NOW)
+    run = a_run()
+    for _ in range(2):
+        await clickhouse.save_run(run)
+        await clickhouse.beat(status)
+    for noun in ("answers", "summaries", "run_documents", "runs", "workers", "run_progress"):
+        assert await ask(database, f"SELECT count() FROM {noun}") == [(1,)], noun
+    assert await ask(database, "SELECT version FROM summaries") == [(3,)]
+    assert await ask(
+        database,
+        "SELECT queued, retrying, held, done_count, failed_count, skipped_count, cancelled, remaining, cost "
+        f"FROM run_progress WHERE run_id = '{run_id}'",
+    ) == [(0, 0, 0, 1, 0, 0, 0, 0, paid.cost)]
+
+
+def dead_letter(offset: int, document_id: str, version: int, **fields: object) -> DeadLetterRow:
+    given_ = {
+        "origin": Coordinates("docsum.documents", 1, offset),
+        "dead_letter": Coordinates("docsum.dlq", 1, 7),
+        "document_id": document_id,
+        "document_version": version,
+        "run_id": None,
+        "reason": "scanned",
+        "message": "The pages are pictures without text.",
+        "stage": "extract",
+        "attempts": 4,
+        "first_failed_at": NOW,
+        "failed_at": NOW,
+    }
+    return DeadLetterRow(**{**given_, **fields})  # type: ignore[arg-type]  # a builder takes any field
+
+
+async def test_a_dead_letter_is_resolved_by_a_summary_as_new(
+    clickhouse: ClickHouseStore, database: ClickHouse
+) -> None:
+    await clickhouse.write(
+        Rows(
+            summaries=(summary_row("a.pdf", 5), summary_row("b.pdf", 4)),
+            dead_letters=(
+                dead_letter(1, "a.pdf", 5),
+                dead_letter(2, "b.pdf", 5),
+                dead_letter(3, "", 0, reason="invalid_event"),
+                dead_letter(4, "a.pdf", 5, state="discarded"),
+                dead_letter(5, "c.pdf", 1, replay_count=1),
+                dead_letter(5, "c.pdf", 1, state="replayed"),
+                dead_letter(6, "c.pdf", 1, state="replayed"),
+                dead_letter(6, "c.pdf", 1),
+            ),
+            failures=(FailureRow(NOW, "a.pdf", None, 4, "scanned", "extract", "dead_letter", "…", "w-1"),),
+        )
+    )
+    rows = await ask(database, "SELECT kafka_offset, state FROM dead_letters ORDER BY kafka_offset")
+    assert [tuple(row) for row in rows] == [
+        (1, "resolved"),
+        (2, "open"),
+        (3, "open"),
+        (4, "discarded"),
+        (5, "open"),
+        (6, "replayed"),
+    ]
+    assert await ask(database, "SELECT reason, disposition FROM failures") == [("scanned", "dead_letter")]
+
+
+async def test_setup_may_run_again_and_satisfies_the_check(
+    clickhouse: ClickHouseStore, database: ClickHouse
+) -> None:
+    assert await migrate.setup(database) == ()
+    await clickhouse.check()
+
+
+async def test_the_columns_that_we_write_are_the_columns_of_the_tables(database: ClickHouse) -> None:
+    for table in TABLES:
+        columns = await ask(database, f"DESCRIBE TABLE {table.name}")
+        assert [column[0] for column in columns] == list(table.columns)
+
+
+async def test_a_database_that_was_not_set_up_is_told_in_one_sentence(engine: Engine) -> None:
+    settings = engine.settings
+    with pytest.raises(StoreMisconfigured):
+        async with ClickHouseStore(settings, INTERVAL) as store:
+            await store.check()
+    await command(settings.model_copy(update={"database": "default"}), f"CREATE DATABASE {settings.database}")
+    async with ClickHouseStore(settings, INTERVAL) as store:
+        with pytest.raises(StoreMisconfigured, match="has no tables yet: run `docsum setup store`"):
+            await store.check()
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ("INSERT INTO schema_migrations VALUES (900, '900_future', 'x', now64(3))", "newer docsum"),
+        ("INSERT INTO schema_migrations VALUES (1, '001_answers', 'x', now64(3))", "another text of 001"),
+        ("ALTER TABLE schema_migrations DELETE WHERE version = 5 SETTINGS mutations_sync = 2", "lacks 005"),
+        ("DROP TABLE failures", "UNKNOWN_TABLE"),
+        ("DROP VIEW run_progress", "UNKNOWN_TABLE"),
+        ("ALTER TABLE worker_versions DROP COLUMN holds", "holds"),
+    ],
+)
+async def test_a_schema_that_is_not_ours_is_refused(
+    clickhouse: ClickHouseStore, database: ClickHouse, change: str, sentence: str
+) -> None:
+    await command(database, change)
+    with pytest.raises(StoreMisconfigured, match=sentence):
+        await clickhouse.check()
+
+
+async def test_half_characters_become_question_marks(clickhouse: ClickHouseStore) -> None:
+    row = summary_row("half-\ud83d.pdf", attributes={"a": "\udc00"})
+    await clickhouse.write(Rows(summaries=(row,)))
+    found = await clickhouse.summary("half-\ud83d.pdf")
+    assert found == replace(row, document_id="half-?.pdf", uri="file:///half-?.pdf", attributes={"a": "?"})
+
+
+async def test_a_row_that_cannot_be_written_fails_alone(clickhouse: ClickHouseStore) -> None:
+    run_id = uuid4()
+    rows = [run_document(run_id, f"{n}.pdf", State.DONE) for n in range(20)]
+    rows[13] = replace(rows[13], attempt=70_000)
+    outcomes = await asyncio.gather(
+        *(clickhouse.write(Rows(run_documents=(row,))) for row in rows), return_exceptions=True
+    )
+    assert [type(outcome) for outcome in outcomes if outcome is not None] == [RowRefused]
+    assert isinstance(outcomes[13], RowRefused)
+    assert (await clickhouse.progress(run_id)).done == 19
+
+
+async def test_a_wrong_password_is_a_wrong_deployment(engine: Engine) -> None:
+    settings = engine.settings.model_copy(update={"password": SecretStr("wrong")})
+    with pytest.raises(StoreMisconfigured, match="516"):
+        await migrate.setup(settings)
+
+
+async def test_an_outage_is_waited_out_and_nothing_is_lost(own_engine: Engine) -> None:
+    settings = own_engine.settings
+    await migrate.setup(settings)
+    run_id = uuid4()
+    async with ClickHouseStore(settings, INTERVAL) as store:
+        await store.write(Rows(summaries=(summary_row("before.pdf"),)))
+        own_engine.kill()
+        with pytest.raises(StoreUnavailable):
+            await store.known("before.pdf")
+        store.keep(answer(run_id=run_id))
+        write = asyncio.create_task(store.write(Rows(summaries=(summary_row("during.pdf"),))))
+        await eventually(lambda: store.unavailable_since is not None)
+        assert store.last_error
+        assert not write.done()
+        assert await store.drain(timedelta(milliseconds=50)) == 1
+        own_engine.start()
+        await write
+        assert store.unavailable_since is None
+        assert await store.drain(timedelta(seconds=5)) == 0
+        assert await store.known("before.pdf") is not None
+        assert await store.summary("during.pdf") is not None
+        assert (await store.progress(run_id)).cost == answer().cost
+
+
+async def test_a_server_that_is_not_there_is_unavailable() -> None:
+    with pytest.raises(StoreUnavailable, match="cannot be reached"):
+        await connect(ClickHouse(url="http://127.0.0.1:9"), database=None)

@@ -1,0 +1,203 @@
+"""Fakes of the ports, and builders with defaults."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from uuid import uuid4
+
+from docsum.models import (
+    Coordinates,
+    DeadLettered,
+    Delivery,
+    Document,
+    DocumentReference,
+    ExtractedText,
+    Failure,
+    Lane,
+    Outcome,
+    Recipe,
+    RecordCopy,
+    Retried,
+    Summary,
+    event_version,
+    to_ms,
+)
+
+START = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
+
+
+class FakeClock:
+    """Time that moves only when somebody sleeps or a test says so."""
+
+    def __init__(self, now: datetime = START) -> None:
+        self.start = self.moment = now
+
+    def now(self) -> datetime:
+        return self.moment
+
+    def monotonic(self) -> float:
+        return (self.moment - self.start).total_seconds() + 1.0
+
+    def advance(self, by: timedelta) -> None:
+        self.moment += by
+
+    async def sleep(self, seconds: float) -> None:
+        self.moment += timedelta(seconds=seconds)
+        await asyncio.sleep(0)
+
+
+def delivery(
+    offset: int = 0, *, topic: str = "docsum.documents", partition: int = 0, **fields: object
+) -> Delivery:
+    at = Coordinates(topic, partition, offset)
+    values: dict[str, object] = {
+        "at": at,
+        "key": b"doc-1",
+        "value": b"event",
+        "headers": (),
+        "timestamp_ms": to_ms(START),
+        "origin": at,
+        "origin_timestamp_ms": to_ms(START),
+        **fields,
+    }
+    return Delivery(**values)  # type: ignore[arg-type]  # a builder: the dataclass checks nothing anyway
+
+
+def reference(document_id: str = "doc-1", *, published_ms: int = 0, **fields: object) -> DocumentReference:
+    occurred_at = fields.get("occurred_at", START)
+    event_id = fields.get("event_id") or str(uuid4())
+    assert isinstance(occurred_at, datetime)
+    values: dict[str, object] = {
+        "event_id": event_id,
+        "document_id": document_id,
+        "uri": f"file:///documents/{document_id}.txt",
+        "occurred_at": occurred_at,
+        "version": event_version(occurred_at, published_ms or to_ms(START), str(event_id)),
+        "source_version": "v1",
+        **fields,
+    }
+    return DocumentReference(**values)  # type: ignore[arg-type]  # as above
+
+
+def summary(text: str = "A summary.", recipe: Recipe | None = None) -> Summary:
+    return Summary(
+        title="A title",
+        summary=text,
+        key_points=("a point",),
+        language="en",
+        document_type="letter",
+        warnings=(),
+        model="local-extractive-1",
+        recipe=(recipe or Recipe("local-extractive-1")).id,
+        cost=Decimal("0.01"),
+        input_tokens=10,
+        output_tokens=5,
+    )
+
+
+class FakeCodec:
+    """Gives the reference that a test has prepared for a record, or raises what it has prepared."""
+
+    def __init__(self) -> None:
+        self.known: dict[bytes, DocumentReference | Exception] = {}
+
+    async def decode(self, delivery: Delivery) -> DocumentReference:
+        found = self.known[delivery.value or b""]
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+
+@dataclass
+class Scripted:
+    """Raises the prepared errors one after the other, then works."""
+
+    errors: list[Exception] = field(default_factory=list)
+    calls: int = 0
+
+    def step(self) -> None:
+        self.calls += 1
+        if self.errors:
+            raise self.errors.pop(0)
+
+
+class FakeFetcher(Scripted):
+    async def fetch(self, reference: DocumentReference) -> Document:
+        self.step()
+        return Document(size=5, source_version=reference.source_version, content=b"hello")
+
+
+class FakeExtractor(Scripted):
+    async def extract(self, document: Document) -> ExtractedText:
+        self.step()
+        return ExtractedText("hello", "text/plain")
+
+
+class FakeSummariser(Scripted):
+    """Counts calls; `gate`, when set, is waited for after the call has been paid."""
+
+    gate: asyncio.Event | None = None
+
+    async def summarise(
+        self,
+        reference: DocumentReference,
+        text: ExtractedText,
+        recipe: Recipe,
+        lane: Lane,
+        paid: Callable[[], None],
+    ) -> Summary:
+        self.step()
+        paid()
+        if self.gate is not None:
+            await self.gate.wait()
+        return summary(f"Summary of {reference.document_id}.", recipe)
+
+
+class FakePublisher(Scripted):
+    """Keeps what was published."""
+
+    def __init__(self, errors: Sequence[Exception] = ()) -> None:
+        super().__init__(list(errors))
+        self.copies: list[RecordCopy] = []
+
+    async def publish(self, copy: RecordCopy) -> Coordinates:
+        self.step()
+        self.copies.append(copy)
+        return Coordinates(copy.topic, copy.partition or 0, len(self.copies) - 1)
+
+
+class FakeCopies:
+    """The shape of a copy without its headers."""
+
+    def of(
+        self, delivery: Delivery, reference: DocumentReference | None, outcome: Outcome
+    ) -> RecordCopy | None:
+        match outcome:
+            case Retried(topic=topic):
+                return RecordCopy(topic, delivery.at.partition, delivery.key, delivery.value, ())
+            case DeadLettered():
+                return RecordCopy("docsum.dlq", delivery.at.partition, delivery.key, delivery.value, ())
+            case _:
+                return None
+
+
+class FakeObserver:
+    """Remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.outcomes: list[Outcome] = []
+        self.held: list[Failure] = []
+
+    def started(self, delivery: Delivery) -> None: ...
+
+    def finished(self, delivery: Delivery, outcome: Outcome) -> None:
+        self.outcomes.append(outcome)
+
+    def holding(self, delivery: Delivery, failure: Failure, wait: timedelta) -> None:
+        self.held.append(failure)
+
+    def released(self, delivery: Delivery) -> None: ...

@@ -1,0 +1,465 @@
+"""The command line: help, exit codes, wrong input, and what is printed where."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import timedelta
+from decimal import Decimal
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+
+from docsum.cli import execute
+from docsum.cli.app import COMMANDS, application
+from docsum.cli.config import described
+from docsum.cli.export import _cell
+from docsum.cli.output import Code, code_of, money, one_line, span, standing
+from docsum.cli.progress import Pace, counts
+from docsum.cli.run import Order, same_run
+from docsum.errors import (
+    BrokerUnavailable,
+    ConfigurationError,
+    ModelKeyRejected,
+    ModelUnreachable,
+    StoreUnavailable,
+)
+from docsum.local.jars import DownloadFailed
+from docsum.local.stack_state import ProcessState, StackError, StackFailed
+from docsum.local.stack_state import State as ProcessLife
+from docsum.models import (
+    Coordinates,
+    Lane,
+    Recipe,
+    Rows,
+    Run,
+    RunDocumentRow,
+    RunProgress,
+    RunState,
+    State,
+    SummaryRow,
+)
+from docsum.settings import Settings, load
+from docsum.sources import UnusableSource
+from docsum.stores.memory import MemoryStore
+from tests.support.fakes import START, summary
+
+RUN = Run(
+    id=UUID("3f2a91c0-0000-4000-8000-000000000001"),
+    name="letters",
+    source="/data/letters",
+    recipe=Recipe("local-extractive-1"),
+    lane=Lane.BACKFILL,
+    state=RunState.PUBLISHED,
+    created_at=START,
+    updated_at=START,
+    listed=3,
+)
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    for name in list(os.environ):
+        if name.startswith(("DOCSUM_", "ANTHROPIC_")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("DOCSUM_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.chdir(tmp_path)
+    yield
+
+
+def result(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    code = execute(arguments)
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+# -- help --------------------------------------------------------------------------------------------------
+
+
+def test_help_lists_every_command_but_the_hidden_one(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = result(capsys, "--help")
+    assert code == Code.OK
+    for name in COMMANDS:
+        assert (f"\n  {name} " in out) == (name != "model-server"), name
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *(name for name in COMMANDS if name != "model-server"),
+        *("runs ls", "runs show", "runs watch", "runs resume", "documents show", "config show"),
+        *("setup topics", "setup store"),
+    ],
+)
+def test_the_help_of_every_command_teaches(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    code, out, _ = result(capsys, *command.split(), "--help")
+    assert code == Code.OK
+    group = command in ("runs", "documents", "config", "setup")
+    assert "Commands:" in out if group else f"    docsum {command}" in out
+
+
+def test_help_imports_nothing_heavy() -> None:
+    """Each of these takes longer than the whole help may."""
+    heavy = [
+        "faust",
+        "confluent_kafka",
+        "clickhouse_connect",
+        "anthropic",
+        "aiohttp",
+        "rich",
+        "pydantic_settings",
+    ]
+    for arguments in (["--help"], ["run", "--help"]):
+        script = (
+            f"import sys; from docsum.cli import execute; execute({arguments}); "
+            f"print([name for name in {heavy} if name in sys.modules])"
+        )
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+        assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_whole_application_has_every_command() -> None:
+    app = application()
+    names = {command.name for command in app.registered_commands} | {
+        group.name for group in app.registered_groups
+    }
+    assert names == set(COMMANDS)
+
+
+# -- exit codes --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (["nope"], Code.USAGE, "No such command 'nope'"),
+        (["run"], Code.USAGE, "Missing argument"),
+        (["run", "/nowhere/at/all"], Code.USAGE, "There is no file or folder '/nowhere/at/all'"),
+        (["run", "a.pdf", "b.pdf"], Code.USAGE, "put a pattern into quotes"),
+        (["run", ".", "--words", "3"], Code.USAGE, "words"),
+        (["run", ".", "--lane", "fast"], Code.USAGE, "There is no lane 'fast'"),
+        (["run", ".", "--id", "seven"], Code.USAGE, "'seven' is no run id"),
+        (["run", ".", "--instructions", "@nowhere"], Code.USAGE, "cannot be read from 'nowhere'"),
+        (["run", "s3://bucket/x"], Code.USAGE, "s3: cannot be listed"),
+        (["export", "-o", "out.xlsx"], Code.USAGE, "must end with .jsonl or .csv"),
+        (["export", "-o", "nowhere/out.csv"], Code.USAGE, "There is no folder"),
+        (["setup", "topics", "--print", "helm"], Code.USAGE, "choose kafka or strimzi"),
+        (["setup", "store", "--print", "json"], Code.USAGE, "choose sql"),
+        (["worker", "--lane", "batch"], Code.USAGE, "There is no worker for the lane 'batch'"),
+        (["runs", "ls"], Code.UNREACHABLE, "No docsum runs in"),
+        (["status"], Code.UNREACHABLE, "No docsum runs in"),
+        (["documents", "show", "x"], Code.UNREACHABLE, "No docsum runs in"),
+    ],
+)
+def test_wrong_input_gets_one_sentence_and_its_exit_code(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], code: Code, sentence: str
+) -> None:
+    ended, out, err = result(capsys, *arguments)
+    assert ended == code
+    assert sentence in err
+    assert "Traceback" not in err
+    assert out == ""
+
+
+def test_a_misspelt_setting_is_a_wrong_configuration(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOCSUM_MODEL__TIMEUT", "3s")
+    code, _, err = result(capsys, "config", "show")
+    assert code == Code.CONFIGURATION
+    assert err == "Error: There is no setting DOCSUM_MODEL__TIMEUT. Did you mean DOCSUM_MODEL__TIMEOUT?\n"
+
+
+def test_debug_shows_the_traceback_wherever_it_stands(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["--debug", "run", "/nowhere"], ["run", "/nowhere", "--debug"]):
+        code, _, err = result(capsys, *arguments)
+        assert code == Code.USAGE
+        assert "Traceback" in err
+
+
+def _failed(exit_code: int) -> StackFailed:
+    return StackFailed(ProcessState("worker-1", ProcessLife.FAILED, "worker-1.log", exit_code=exit_code))
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ConfigurationError("x"), Code.CONFIGURATION),
+        (ModelKeyRejected("x"), Code.CONFIGURATION),
+        (_failed(78), Code.CONFIGURATION),
+        (_failed(1), Code.FAILURE),
+        (StackError("x"), Code.FAILURE),
+        (StoreUnavailable("x"), Code.UNREACHABLE),
+        (BrokerUnavailable("x"), Code.UNREACHABLE),
+        (ModelUnreachable("x"), Code.UNREACHABLE),
+        (DownloadFailed("x"), Code.UNREACHABLE),
+        (UnusableSource("x"), Code.USAGE),
+        (TimeoutError(), Code.TIMEOUT),
+        (ValueError("x"), Code.FAILURE),
+    ],
+)
+def test_every_error_has_its_exit_code(error: Exception, code: Code) -> None:
+    assert code_of(error) is code
+
+
+# -- run ---------------------------------------------------------------------------------------------------
+
+
+def test_standard_input_on_a_paid_model_needs_agreement(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "key")
+    with Path(os.devnull).open() as nothing:
+        monkeypatch.setattr(sys, "stdin", nothing)
+        code, _, err = result(capsys, "run", "-")
+    assert code == Code.USAGE
+    assert "add --yes" in err
+
+
+def test_a_folder_that_workers_elsewhere_may_not_read_is_refused(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("DOCSUM_KAFKA__BOOTSTRAP_SERVERS", "127.0.0.1:1")
+    monkeypatch.setenv("DOCSUM_CLICKHOUSE__URL", "http://127.0.0.1:1")
+    monkeypatch.setenv("DOCSUM_FETCH__FILE_ROOTS", "/mnt/documents")
+    code, _, err = result(capsys, "run", str(tmp_path))
+    assert code == Code.CONFIGURATION
+    assert "The workers may read /mnt/documents" in err
+
+
+def test_the_command_line_changes_the_recipe_of_the_settings() -> None:
+    settings = load(summary={"words": 70, "language": "de"})
+    recipe = Order("x", RUN.id, words=30, model="claude-haiku-4-5").recipe(settings)
+    assert (recipe.model, recipe.words, recipe.language) == ("claude-haiku-4-5", 30, "de")
+
+
+def test_the_same_id_is_the_same_run_or_an_error() -> None:
+    again = replace(RUN, created_at=START + timedelta(hours=1), state=RunState.PUBLISHING)
+    assert same_run(again, RUN) is RUN
+    with pytest.raises(Exception, match="exists with another recipe"):
+        same_run(replace(RUN, recipe=Recipe("claude-haiku-5-5")), RUN)
+
+
+def test_the_demo_leaves_a_deployment_alone(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOCSUM_KAFKA__BOOTSTRAP_SERVERS", "kafka:9092")
+    monkeypatch.setenv("DOCSUM_CLICKHOUSE__URL", "http://clickhouse:8123")
+    for command in ("demo", "up"):
+        code, _, err = result(capsys, command)
+        assert code == Code.CONFIGURATION
+        assert "DOCSUM_KAFKA__BOOTSTRAP_SERVERS" in err
+
+
+# -- what is read from the store ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def store(monkeypatch: pytest.MonkeyPatch) -> MemoryStore:
+    """A deployment whose store is in memory: one document done, one failed, one skipped."""
+    store = MemoryStore()
+    await store.save_run(RUN)
+    written = START + timedelta(seconds=5)
+    rows = [
+        RunDocumentRow(RUN.id, "file:///data/letters/a.txt", State.DONE, "file:///a", 1, "", "", written),
+        RunDocumentRow(
+            RUN.id, "b", State.DEAD_LETTERED, "file:///b", 2, "encrypted", "It needs a password.", written
+        ),
+        RunDocumentRow(RUN.id, "c", State.SKIPPED, "file:///c", 1, "unchanged", "", written),
+    ]
+    stored = SummaryRow(
+        document_id="file:///data/letters/a.txt",
+        version=1,
+        state=State.DONE,
+        source_version="v1",
+        uri="file:///a",
+        summary=summary("=2+2 is what it says."),
+        attributes={"team": "law"},
+        run_id=RUN.id,
+        origin=Coordinates("docsum.backfill", 0, 0),
+        occurred_at=START,
+        written_at=written,
+    )
+    await store.write(Rows(summaries=(stored,), run_documents=tuple(rows)))
+
+    @asynccontextmanager
+    async def open_store(settings: Settings) -> AsyncIterator[MemoryStore]:
+        yield store
+
+    monkeypatch.setattr("docsum.bootstrap.open_store", open_store)
+    monkeypatch.setenv("DOCSUM_KAFKA__BOOTSTRAP_SERVERS", "127.0.0.1:1")
+    monkeypatch.setenv("DOCSUM_CLICKHOUSE__URL", "http://127.0.0.1:1")
+    return store
+
+
+@pytest.mark.usefixtures("store")
+def test_runs_are_listed_for_a_person_and_for_a_program(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = result(capsys, "runs", "ls")
+    assert code == Code.OK
+    assert "3f2a91c0" in out
+    assert "finished" in out
+    code, out, _ = result(capsys, "runs", "ls", "--json")
+    found = json.loads(out)
+    assert (found["run_id"], found["done"], found["dead_lettered"]) == (str(RUN.id), 1, 1)
+
+
+@pytest.mark.usefixtures("store")
+@pytest.mark.parametrize("text", ["last", "3f2a", str(RUN.id)])
+def test_a_run_is_shown_with_what_failed_and_what_to_do(
+    capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    code, out, _ = result(capsys, "runs", "show", text)
+    assert code == Code.OK
+    assert "encrypted" in out
+    assert "Remove the password and run again." in out
+
+
+@pytest.mark.usefixtures("store")
+def test_watching_a_finished_run_tells_that_some_failed(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = result(capsys, "runs", "watch", "last", "--json")
+    assert code == Code.DEAD_LETTERS
+    assert [json.loads(line)["remaining"] for line in out.splitlines()] == [0]
+
+
+@pytest.mark.usefixtures("store")
+def test_an_unknown_run_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = result(capsys, "runs", "show", "ffff")
+    assert code == Code.USAGE
+    assert "There is no run ffff" in err
+
+
+@pytest.mark.usefixtures("store")
+def test_a_document_is_shown_by_its_id_or_its_path(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("file:///data/letters/a.txt", "/data/letters/a.txt", "/data/letters/../letters/a.txt"):
+        code, out, _ = result(capsys, "documents", "show", name)
+        assert code == Code.OK
+        assert "A title" in out
+    code, out, _ = result(capsys, "documents", "show", "b", "--json")
+    found = json.loads(out)
+    assert found["summary"] is None
+    assert found["runs"][0]["reason"] == "encrypted"
+    code, _, err = result(capsys, "documents", "show", "unheard-of")
+    assert code == Code.USAGE
+    assert "Nothing is known" in err
+
+
+@pytest.mark.usefixtures("store")
+def test_an_export_holds_every_document(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code, out, err = result(capsys, "export")
+    assert code == Code.OK
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert [line["state"] for line in lines] == ["dead_lettered", "skipped", "done"]
+    assert lines[2]["summary"] == "=2+2 is what it says."
+    assert "3 documents" in err
+    code, out, _ = result(capsys, "export", "--run", "3f2a", "-o", "out.csv")
+    assert (code, out) == (Code.OK, "")
+    with (tmp_path / "out.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["state"] for row in rows] == ["dead_lettered", "skipped", "done"]
+    assert rows[2]["summary"] == "'=2+2 is what it says."  # no formula for a spreadsheet
+    assert [path.name for path in tmp_path.iterdir()] == ["out.csv"]  # no draft is left
+
+
+def test_no_colours_and_no_control_codes_without_a_terminal(
+    capsys: pytest.CaptureFixture[str], store: MemoryStore
+) -> None:
+    _, out, err = result(capsys, "runs", "show", "last")
+    assert "\x1b" not in out + err
+
+
+# -- settings ----------------------------------------------------------------------------------------------
+
+
+def test_settings_are_shown_with_where_they_come_from_and_secrets_masked(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-very-secret")
+    monkeypatch.setenv("DOCSUM_RETRY__DELAYS", "1s,2m")
+    (tmp_path / ".env").write_text("DOCSUM_SUMMARY__WORDS=99\n")
+    found = {setting.name: (setting.value, setting.origin) for setting in described(load())}
+    assert found["DOCSUM_MODEL__API_KEY"] == ("********", "ANTHROPIC_API_KEY")
+    assert found["DOCSUM_RETRY__DELAYS"] == ("1s,2m", "environment")
+    assert found["DOCSUM_SUMMARY__WORDS"] == ("99", ".env")
+    assert found["DOCSUM_MODEL__TIMEOUT"] == ("2m", "default")
+    code, out, err = result(capsys, "config", "show", "--json")
+    assert code == Code.OK
+    assert "sk-very-secret" not in out + err
+
+
+def test_topics_and_tables_are_printed_without_a_deployment(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "kafka-topics.sh" in result(capsys, "setup", "topics", "--print", "kafka")[1]
+    assert "kind: KafkaTopic" in result(capsys, "setup", "topics", "--print", "strimzi")[1]
+    assert "CREATE DATABASE" in result(capsys, "setup", "store", "--print", "sql")[1]
+
+
+def test_the_doctor_says_which_setting_is_wrong(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOCSUM_TOPICS__PARTITIONS", "none")
+    code, out, _ = result(capsys, "doctor")
+    assert code == Code.FAILURE
+    assert "problem settings: DOCSUM_TOPICS__PARTITIONS is wrong" in out
+
+
+# -- words -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("cost", "text"),
+    [("0", "$0"), ("0.000123", "$0.000123"), ("0.10", "$0.1"), ("1", "$1.00"), ("22.5", "$22.50")],
+)
+def test_money_is_readable(cost: str, text: str) -> None:
+    assert money(Decimal(cost)) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.42, "0.4 s"), (42.4, "42 s"), (60, "1 min 0 s"), (3_725, "1 h 2 min")]
+)
+def test_a_span_is_readable(seconds: float, text: str) -> None:
+    assert span(seconds) == text
+
+
+def test_a_first_line_is_cut_and_cannot_command_the_terminal() -> None:
+    assert one_line("\n\n\x1b[31mRed and much too long\nsecond", 12) == "[31mRed and…"
+
+
+def test_wide_characters_take_two_columns() -> None:
+    assert one_line("会議議事録", 10) == "会議議事録"
+    assert one_line("会議議事録", 9) == "会議議事…"
+
+
+def test_a_pace_looks_at_the_last_half_minute() -> None:
+    pace = Pace()
+    pace.add(0, 0)
+    assert pace.rate == 0
+    pace.add(10, 100)
+    assert pace.rate == 10
+    for second in range(11, 60):
+        pace.add(second, 100)
+    assert pace.rate == 0
+
+
+def test_the_time_that_is_left_is_told_once_everything_is_listed() -> None:
+    progress = RunProgress(RUN.id, queued=100, done=50, dead_lettered=2, cost=Decimal("0.5"))
+    assert counts(progress, 10, complete=False).endswith("failed 2 · 10.0/s · $0.5")
+    assert "10 s left" in counts(progress, 10, complete=True)
+
+
+def test_finished_is_derived() -> None:
+    assert standing(RUN, RunProgress(RUN.id, done=1)) == "finished"
+    assert standing(RUN, RunProgress(RUN.id, retrying=1)) == "running"
+    interrupted = replace(RUN, state=RunState.INTERRUPTED)
+    assert standing(interrupted, RunProgress(RUN.id)) == "publishing-interrupted"
+
+
+@pytest.mark.parametrize("text", ["=1", "+1", "-1", "@x", "\tx"])
+def test_a_cell_never_is_a_formula(text: str) -> None:
+    assert _cell(text) == f"'{text}"

@@ -1,0 +1,62 @@
+"""Two requests have the same fingerprint exactly when one answer serves both."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from docsum.models import Recipe
+from docsum.summarisers.prompt import fingerprint, render
+
+RECIPE = Recipe("claude-haiku-5-5", instructions="Be brief.")
+
+
+def of(recipe: Recipe = RECIPE, text: str = "The text.", boundary: str = "a1", **more: str) -> str:
+    return fingerprint(render(recipe, text, boundary), **more)
+
+
+def test_it_is_the_same_for_ever() -> None:
+    """Pinned: a change buys every stored answer again, so it is made on purpose or not at all."""
+    assert of(Recipe("local-extractive-1"), "Hello.") == (
+        "f1abac6ee6694b8504a2f6ef591e26fa59846de986b977448bcc8d860a3258df"
+    )
+
+
+def test_the_random_boundary_does_not_count() -> None:
+    assert of(boundary="a1b2") == of(boundary="ffff")
+
+
+@pytest.mark.parametrize("same", [{"max_output_tokens": 9_000}, {"prompt_version": "2"}])
+def test_what_is_not_asked_does_not_count(same: dict[str, object]) -> None:
+    assert of(replace(RECIPE, **same)) == of()  # type: ignore[arg-type]  # a table of fields
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"model": "claude-sonnet-5-5"},
+        {"instructions": "Be long."},
+        {"language": "de"},
+        {"words": 151},
+        {"effort": "high"},
+    ],
+)
+def test_every_wish_counts(other: dict[str, object]) -> None:
+    assert of(replace(RECIPE, **other)) != of()  # type: ignore[arg-type]  # a table of fields
+
+
+def test_the_text_the_scope_and_a_forced_event_count() -> None:
+    prints = [
+        of(),
+        of(text="The text!"),
+        of(scope="tenant"),
+        of(event_id="tenant"),
+        of(scope="a", event_id="b"),
+        of(scope="ab"),
+    ]
+    assert len(set(prints)) == len(prints)
+
+
+def test_invisible_characters_make_no_new_request() -> None:
+    assert of(text="The\u200b text.") == of()

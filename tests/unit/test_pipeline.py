@@ -1,0 +1,352 @@
+"""The path of one event, on fakes: what is bought, what is written, what is waited out."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from docsum.errors import (
+    BrokerUnavailable,
+    DocsumError,
+    Encrypted,
+    InvalidEvent,
+    ModelFaltered,
+    ModelKeyRejected,
+    ModelRateLimited,
+    ModelUnreachable,
+    SourceUnavailable,
+    StoreUnavailable,
+)
+from docsum.models import (
+    DeadLettered,
+    DocumentReference,
+    Lane,
+    Operation,
+    Outcome,
+    Recipe,
+    Retried,
+    Run,
+    RunState,
+    Skipped,
+    SkipReason,
+    Stored,
+)
+from docsum.pipeline import Pipeline, Trip
+from docsum.stores.memory import MemoryStore
+from docsum.topics import Topology
+from tests.support.fakes import (
+    START,
+    FakeClock,
+    FakeCodec,
+    FakeCopies,
+    FakeExtractor,
+    FakeFetcher,
+    FakeObserver,
+    FakePublisher,
+    FakeSummariser,
+    delivery,
+    reference,
+)
+from tests.support.waiting import eventually
+
+RECIPE = Recipe("local-extractive-1")
+
+
+class House:
+    """A pipeline with all its fakes in reach."""
+
+    def __init__(self) -> None:
+        self.codec, self.fetcher, self.extractor = FakeCodec(), FakeFetcher(), FakeExtractor()
+        self.summariser, self.publisher = FakeSummariser(), FakePublisher()
+        self.observer, self.clock, self.store = FakeObserver(), FakeClock(), MemoryStore()
+        self.pipeline = Pipeline(
+            codec=self.codec,
+            fetcher=self.fetcher,
+            extractor=self.extractor,
+            summariser=self.summariser,
+            store=self.store,
+            publisher=self.publisher,
+            observer=self.observer,
+            clock=self.clock,
+            topology=Topology(),
+            recipe=RECIPE,
+            copies=FakeCopies(),
+            worker="test",
+        )
+
+    def trip(self, event: DocumentReference | Exception, attempt: int = 1) -> Trip:
+        value = str(uuid4()).encode()
+        self.codec.known[value] = event
+        return Trip(delivery(value=value, attempt=attempt))
+
+    async def process(self, event: DocumentReference | Exception, attempt: int = 1) -> Outcome:
+        return await self.pipeline.process(self.trip(event, attempt))
+
+
+@pytest.fixture
+def house() -> House:
+    return House()
+
+
+async def test_a_new_document_is_summarised_once_and_stored(house: House) -> None:
+    outcome = await house.process(reference("a"))
+    assert isinstance(outcome, Stored)
+    stored = await house.store.summary("a")
+    assert stored is not None and stored.summary is not None
+    assert stored.summary.summary == "Summary of a."
+    assert house.summariser.calls == 1
+
+
+async def test_a_redelivery_buys_nothing_and_writes_done_again(house: House) -> None:
+    run = uuid4()
+    event = reference("a", run_id=run)
+    await house.process(event)
+    outcome = await house.process(event)
+    assert isinstance(outcome, Stored) and outcome.redelivered
+    assert house.summariser.calls == house.fetcher.calls == 1
+    assert (await house.store.progress(run)).done == 1
+
+
+async def test_the_same_source_version_by_the_same_recipe_is_carried_to_the_new_version(house: House) -> None:
+    run = uuid4()
+    await house.process(reference("a"))
+    later = reference("a", occurred_at=START + timedelta(hours=1), run_id=run)
+    outcome = await house.process(later)
+    assert isinstance(outcome, Skipped) and outcome.reason is SkipReason.UNCHANGED
+    assert house.fetcher.calls == 1
+    known = await house.store.known("a")
+    assert known is not None and known.version == later.version
+    redelivered = await house.process(later)
+    assert isinstance(redelivered, Skipped)  # the run's row stays as it was
+    assert (await house.store.progress(run)).skipped == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"source_version": "v2"}, {"source_version": ""}, {"force": True}],
+    ids=["changed", "unknown", "forced"],
+)
+async def test_a_changed_unknown_or_forced_version_is_worked(house: House, change: dict[str, Any]) -> None:
+    await house.process(reference("a"))
+    outcome = await house.process(reference("a", occurred_at=START + timedelta(hours=1), **change))
+    assert isinstance(outcome, Stored)
+    assert house.fetcher.calls == 2
+
+
+async def test_an_older_event_never_shows_over_a_newer_one_and_is_not_fetched(house: House) -> None:
+    newer = reference("a", occurred_at=START + timedelta(hours=1))
+    await house.process(newer)
+    outcome = await house.process(reference("a", source_version="v0"))
+    assert outcome == Skipped(SkipReason.SUPERSEDED)
+    assert house.fetcher.calls == 1
+
+
+async def test_another_recipe_of_the_run_makes_a_new_summary(house: House) -> None:
+    await house.process(reference("a"))
+    other = replace(RECIPE, words=50)
+    run = Run(uuid4(), "again", "/documents", other, Lane.BACKFILL, RunState.PUBLISHED, START, START)
+    await house.store.save_run(run)
+    outcome = await house.process(reference("a", run_id=run.id, occurred_at=START + timedelta(hours=1)))
+    assert isinstance(outcome, Stored)
+    stored = await house.store.summary("a")
+    assert stored is not None and stored.summary is not None and stored.summary.recipe == other.id
+
+
+async def test_a_deletion_leaves_a_tombstone_and_a_later_event_brings_the_document_back(house: House) -> None:
+    await house.process(reference("a"))
+    gone = reference("a", occurred_at=START + timedelta(hours=1), operation=Operation.DELETE)
+    assert await house.process(gone) == Skipped(SkipReason.DELETED)
+    assert await house.store.summary("a") is None
+    assert await house.process(gone) == Skipped(SkipReason.DELETED, redelivered=True)
+    assert await house.process(reference("a", source_version="v0")) == Skipped(SkipReason.SUPERSEDED)
+    back = await house.process(reference("a", occurred_at=START + timedelta(hours=2)))
+    assert isinstance(back, Stored)
+
+
+async def test_a_hopeless_document_is_dead_lettered_at_once(house: House) -> None:
+    run = uuid4()
+    house.extractor.errors = [Encrypted()]
+    outcome = await house.process(reference("a", run_id=run))
+    assert isinstance(outcome, DeadLettered) and outcome.failure.reason == "encrypted"
+    assert [copy.topic for copy in house.publisher.copies] == ["docsum.dlq"]
+    assert (await house.store.progress(run)).dead_lettered == 1
+
+
+async def test_a_document_s_own_trouble_goes_through_every_retry_topic_and_then_to_the_dlq(
+    house: House,
+) -> None:
+    topics = []
+    for attempt in (1, 2, 3, 4):
+        house.fetcher.errors = [SourceUnavailable("503")]
+        await house.process(reference("a"), attempt=attempt)
+        topics.append(house.publisher.copies[-1].topic)
+    assert topics == ["docsum.retry.10s", "docsum.retry.30s", "docsum.retry.90s", "docsum.dlq"]
+
+
+async def test_an_undecodable_record_is_dead_lettered_with_its_bytes(house: House) -> None:
+    trip = house.trip(InvalidEvent("The value is empty."))
+    outcome = await house.pipeline.process(trip)
+    assert isinstance(outcome, DeadLettered) and outcome.failure.reason == "invalid_event"
+    assert house.publisher.copies[0].value == trip.delivery.value
+
+
+async def test_a_fault_of_our_own_is_retried_and_carries_its_stack(house: House) -> None:
+    house.extractor.errors = [ZeroDivisionError("ours")]
+    outcome = await house.process(reference("a"))
+    assert isinstance(outcome, Retried) and outcome.failure.reason == "internal_error"
+    assert "ZeroDivisionError" in outcome.failure.stacktrace
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ModelUnreachable(), ModelRateLimited(retry_after=timedelta(minutes=9)), ModelKeyRejected()],
+    ids=lambda error: type(error).__name__,
+)
+async def test_an_outage_is_waited_out_at_the_step_and_spends_no_attempt(
+    house: House, error: DocsumError
+) -> None:
+    house.summariser.errors = [error] * 20
+    outcome = await house.process(reference("a"))
+    assert isinstance(outcome, Stored)
+    assert house.publisher.copies == []
+    assert len(house.observer.held) >= 20
+    assert house.clock.now() - START > timedelta(minutes=2)
+    assert house.fetcher.calls > 1  # the text was let go of meanwhile
+
+
+async def test_a_short_hold_keeps_the_text(house: House) -> None:
+    house.summariser.errors = [ModelUnreachable()] * 3
+    await house.process(reference("a"))
+    assert house.fetcher.calls == 1
+
+
+async def test_a_provider_that_fails_on_one_document_only_is_this_document_s_trouble(house: House) -> None:
+    house.summariser.errors = [ModelFaltered("500")] * 100
+    outcome = await house.process(reference("a"))
+    assert isinstance(outcome, Retried) and outcome.failure.reason == "model_faltered"
+    assert timedelta(seconds=59) < house.clock.now() - START < timedelta(seconds=120)
+
+
+async def test_a_store_that_is_down_before_the_call_costs_nothing_and_after_it_nothing_more(
+    house: House,
+) -> None:
+    known, write = house.store.known, house.store.write
+    failing = [StoreUnavailable()] * 3
+
+    async def known_later(document_id: str) -> object:
+        if failing:
+            raise failing.pop()
+        return await known(document_id)
+
+    refusing = [StoreUnavailable()] * 3
+
+    async def write_later(rows: object) -> None:
+        if refusing:
+            raise refusing.pop()
+        await write(rows)  # type: ignore[arg-type]  # passes on what it was given
+
+    house.store.known = known_later  # type: ignore[method-assign, assignment]  # a store in trouble
+    house.store.write = write_later  # type: ignore[method-assign]  # the same
+    outcome = await house.process(reference("a"))
+    assert isinstance(outcome, Stored)
+    assert house.summariser.calls == 1
+
+
+async def test_a_copy_that_the_broker_refuses_is_waited_for_and_never_dropped(house: House) -> None:
+    house.fetcher.errors = [SourceUnavailable()]
+    house.publisher.errors = [BrokerUnavailable()] * 5
+    outcome = await house.process(reference("a"))
+    assert isinstance(outcome, Retried)
+    assert len(house.publisher.copies) == 1
+
+
+async def test_a_copy_is_acknowledged_before_the_rows_are_written(house: House) -> None:
+    run = uuid4()
+    house.fetcher.errors = [SourceUnavailable()]
+    seen = []
+    publish = house.publisher.publish
+
+    async def watched(copy: object) -> object:
+        seen.append((await house.store.progress(run)).total)
+        return await publish(copy)  # type: ignore[arg-type]  # passes on what it was given
+
+    house.publisher.publish = watched  # type: ignore[method-assign, assignment]  # looks, then publishes
+    await house.process(reference("a", run_id=run))
+    assert seen == [0]
+    assert (await house.store.progress(run)).retrying == 1
+
+
+async def test_events_of_a_cancelled_run_end_as_cancelled_without_a_call(house: House) -> None:
+    run = Run(uuid4(), "over", "/documents", RECIPE, Lane.BACKFILL, RunState.CANCELLED, START, START)
+    await house.store.save_run(run)
+    assert await house.process(reference("a", run_id=run.id)) == Skipped(SkipReason.CANCELLED)
+    assert house.fetcher.calls == 0
+    assert (await house.store.progress(run.id)).cancelled == 1
+
+
+async def test_two_deliveries_of_one_document_take_turns_and_one_is_bought(house: House) -> None:
+    house.summariser.gate = asyncio.Event()
+    first = asyncio.create_task(house.process(reference("a")))
+    await eventually(lambda: house.summariser.calls == 1)
+    second = asyncio.create_task(house.process(reference("a", occurred_at=START + timedelta(seconds=1))))
+    await asyncio.sleep(0.02)
+    assert house.fetcher.calls == 1
+    house.summariser.gate.set()
+    assert isinstance(await first, Stored)
+    assert isinstance(await second, Skipped)
+    assert house.summariser.calls == 1
+
+
+async def test_what_is_let_go_of_is_unfinished_and_writes_nothing(house: House) -> None:
+    house.summariser.gate = asyncio.Event()
+    trip = house.trip(reference("a"))
+    task = asyncio.create_task(house.pipeline.process(trip))
+    await eventually(lambda: house.summariser.calls == 1)
+    assert trip.paid and not trip.may_let_go
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert house.observer.outcomes == []
+    assert await house.store.known("a") is None
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_any_order_and_any_number_of_deliveries_ends_in_the_same_state(data: st.DataObject) -> None:
+    runs = [uuid4(), uuid4()]
+    events = [
+        reference(
+            "a",
+            event_id=f"e{number}",
+            occurred_at=START + timedelta(seconds=number),
+            source_version=f"v{number % 2}",
+            run_id=runs[number % 2],
+        )
+        for number in range(3)
+    ]
+    order = data.draw(st.lists(st.sampled_from(events), min_size=3, max_size=12)) + events
+
+    async def deliver() -> House:
+        house = House()
+        for event in order:
+            if data.draw(st.integers(0, 4)) == 0:
+                house.fetcher.errors = [SourceUnavailable()]
+            await house.process(event)
+            house.fetcher.errors = []
+        for event in events:  # a retry copy is delivered in the end
+            await house.process(event)
+        return house
+
+    house = asyncio.run(deliver())
+    known = asyncio.run(house.store.known("a"))
+    assert known is not None and known.version == events[-1].version
+    for run in runs:
+        progress = asyncio.run(house.store.progress(run))
+        assert (progress.total, progress.remaining) == (1, 0)
