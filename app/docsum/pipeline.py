@@ -436,8 +436,8 @@ class ByteBudget:
             try:
                 await turn  # its bytes are taken when it is granted
             except asyncio.CancelledError:
-                if turn.done() and not turn.cancelled():
-                    self._give_back(wanted)
+                granted = turn.done() and not turn.cancelled()
+                self._give_back(wanted if granted else 0)  # who stood behind may fit now
                 raise
         else:
             self._free -= wanted

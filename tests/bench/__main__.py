@@ -20,6 +20,7 @@ import argparse
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -65,7 +66,7 @@ def bench(options: argparse.Namespace, folder: Path) -> None:
                 raise BenchFailed(
                     f"The contenders sent {asked} different requests: that is not the same work."
                 )
-            report.show(report.table(load, rounds))
+            report.show(load, rounds)
             results.append(report.as_json(load, rounds))
     report.save(options.json, {**found, "results": results})
     _say(f"Written to {options.json}.")
@@ -131,7 +132,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="docsum-bench-", ignore_cleanup_errors=True) as folder:
         try:
             bench(options, Path(folder).resolve())
-        except BenchFailed as error:
+        except (BenchFailed, subprocess.TimeoutExpired) as error:
             _say(str(error))
             return 1
         except KeyboardInterrupt:

@@ -35,16 +35,20 @@ async def summarise_all(
     await asyncio.gather(*map(summarise, texts))
 
 
-async def run(arguments: Sequence[str]) -> None:
-    transport, url, model, in_flight, folder, out = arguments
-    texts = [path.read_text() for path in sorted(Path(folder).iterdir())]  # before the clock starts
-    meter = Meter()
-    # Both clients are as the SDK makes them: a loop that nobody has tuned.
+async def run(transport: str, url: str, texts: Sequence[str], **how: Any) -> None:  # Any: of the above
+    """Both clients are as the SDK makes them: a loop that nobody has tuned."""
     http_client = DefaultAioHttpClient() if transport == "aiohttp" else None
     async with AsyncAnthropic(api_key="local", base_url=url, http_client=http_client) as client:
-        await summarise_all(client, texts, recipe=Recipe(model), in_flight=int(in_flight), meter=meter)
+        await summarise_all(client, texts, **how)
+
+
+def main() -> None:
+    transport, url, model, in_flight, folder, out = sys.argv[1:]
+    texts = [path.read_text() for path in sorted(Path(folder).iterdir())]  # before the clock starts
+    meter = Meter()
+    asyncio.run(run(transport, url, texts, recipe=Recipe(model), in_flight=int(in_flight), meter=meter))
     meter.save(Path(out))
 
 
 if __name__ == "__main__":
-    asyncio.run(run(sys.argv[1:]))
+    main()

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import subprocess
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -31,24 +32,22 @@ _COLUMNS = (
 )
 
 
-def table(load: Load, rounds: Rounds) -> Table:
-    """Medians of the rounds, with the lowest and the highest."""
+def show(load: Load, rounds: Rounds) -> None:
+    """A table: medians of the rounds, with the lowest and the highest."""
     title = f"{load.latency:g} s a call, {load.in_flight} in flight, {load.documents:,} documents a round"
-    found = Table("", *_COLUMNS, title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table("", *_COLUMNS, title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for name in (*LOOPS, DOCSUM):
         turns = [each[name] for each in rounds]
-        found.add_row(
+        table.add_row(
             LOOPS.get(name, name),
             _spread((turn.rate for turn in turns), 0),
             _spread(ratios(rounds, name), 2) if name in LOOPS else "",
             _spread((turn.cpu_ms for turn in turns), 2),
             f"{max(turn.peak_mb for turn in turns):.0f}",
-            ", ".join(f"{median(turn.call_ms[i] for turn in turns):,.0f}" for i in (0, 1)),
-            ", ".join(f"{median(turn.added_ms[i] for turn in turns):,.0f}" for i in (0, 1))
-            if name == DOCSUM
-            else "",
+            _pair(turn.call_ms for turn in turns),
+            _pair(turn.added_ms for turn in turns) if name == DOCSUM else "",
         )
-    return found
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
 
 
 def ratios(rounds: Rounds, name: str) -> list[float]:
@@ -61,9 +60,8 @@ def _spread(values: Iterable[float], digits: int) -> str:
     return f"{median(ordered):,.{digits}f} ({low:,.{digits}f}-{high:,.{digits}f})"
 
 
-def show(found: Table) -> None:
-    console = Console()
-    Console(width=None if console.is_terminal else 140).print(found)
+def _pair(times: Iterable[tuple[float, float]]) -> str:
+    return ", ".join(f"{median(each):,.0f}" for each in zip(*times, strict=True))
 
 
 def as_json(load: Load, rounds: Rounds) -> dict[str, object]:

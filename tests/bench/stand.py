@@ -100,6 +100,7 @@ class Stand:
     def turn(self, contender: str, documents: Path) -> Measured:
         """Raises BenchFailed unless every document was summarised."""
         out = self.folder / "measured.json"
+        out.unlink(missing_ok=True)
         if contender == DOCSUM:
             peak = self._docsum(documents, out)
         else:
@@ -126,7 +127,8 @@ class Stand:
             "worker": Worker(max_in_flight=self.load.in_flight, slots_per_partition=slots),
         }
         env = self.settings.model_copy(update=changed).environment()
-        with self._process("run", "docsum", "run", str(documents), "--no-wait", "--json", env=env) as process:
+        announce = ("run", str(documents), "--no-wait", "--json", "--yes")
+        with self._process("run", "docsum", *announce, env=env) as process:
             process.wait(_LONGEST_TURN)
         run_id = str(self._said("run")["run_id"])
         with (
@@ -137,7 +139,8 @@ class Stand:
             if worker.poll() is not None:
                 self._fail("worker")
             worker.terminate()
-            worker.wait(_LONGEST_TURN)
+            if worker.wait(_LONGEST_TURN) != 0:
+                self._fail("worker")
         if (done := self._said("watch")["done"]) != self.load.documents:
             raise BenchFailed(f"docsum stored {done} of {self.load.documents} documents.")
         return peak

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from docsum import bootstrap, settings
+from docsum import serve, settings
 from docsum.models import Outcome
 from docsum.pipeline import Pipeline, Trip
 from docsum.summarisers.gate import CallGate
@@ -69,8 +69,8 @@ def timed_pipeline(meter: Meter) -> type[Pipeline]:
 def main() -> None:
     """Be a worker until SIGTERM, then write what was measured to the file that is named."""
     meter = Meter()
-    vars(bootstrap).update(CallGate=TimedGate, Pipeline=timed_pipeline(meter))
-    asyncio.run(bootstrap.serve_worker(settings.load()))
+    vars(serve).update(CallGate=TimedGate, Pipeline=timed_pipeline(meter))
+    asyncio.run(serve.serve_worker(settings.load()))
     meter.save(Path(sys.argv[1]))
 
 

@@ -11,17 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.deployment import Deployment, ModelServer
-
-WORDS = "the board of the harbour has agreed to repair the northern wall before the autumn storms"
-
-
-def write_documents(folder: Path, count: int, seed: int = 7) -> None:
-    """Small texts, every one different."""
-    words = random.Random(seed)
-    folder.mkdir()
-    for number in range(count):
-        lines = [" ".join(words.choices(WORDS.split(), k=12)).capitalize() + "." for _ in range(6)]
-        (folder / f"{number:05}.txt").write_text(f"Report {number}\n\n" + "\n".join(lines) + "\n")
+from tests.support.texts import write_documents
 
 
 def wait_for(check: Callable[[], bool], within: float, what: str) -> None:
@@ -66,6 +56,7 @@ def test_whatever_is_killed_the_run_finishes_and_nothing_is_paid_twice(
                 deployment.docsum("up", "-d")
             accepted = model.billed["accepted"]
             assert accepted < 3 * count, f"runaway after {number + 1} kills"
+        wait_for(lambda: deployment.state.ready, 120, "the stack is up again")
         deployment.docsum("runs", "watch", run_id, within=600)
         shown = deployment.run_of(run_id)
         assert (shown["done"], shown["dead_lettered"], shown["remaining"]) == (count, 0, 0)

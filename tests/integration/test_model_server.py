@@ -250,12 +250,12 @@ async def test_a_key_and_a_known_version_are_needed(
     assert (found, body.get("error", {}).get("type", "")) == (status, kind)
 
 
+def with_schema(**changes: Json) -> Json:
+    return {"format": {"type": "json_schema", "schema": SCHEMA | changes}}
+
+
 def with_property(spec: Json) -> Json:
-    schema = {**SCHEMA, "properties": {"title": spec}, "required": ["title"]}
-    return {"format": {"type": "json_schema", "schema": schema}}
-
-
-LOOSE = {"type": "object", "properties": {"title": STRING}}
+    return with_schema(properties={"title": spec}, required=["title"])
 
 
 @pytest.mark.parametrize(
@@ -286,11 +286,7 @@ LOOSE = {"type": "object", "properties": {"title": STRING}}
         ({"metadata": {"user_id": 7}}, 400, "metadata.user_id"),
         ({"output_config": {"effort": "huge"}}, 400, "output_config.effort"),
         ({"output_config": {"format": {"type": "xml"}}}, 400, "json_schema"),
-        (
-            {"output_config": {"format": {"type": "json_schema", "schema": LOOSE}}},
-            400,
-            "additionalProperties",
-        ),
+        ({"output_config": with_schema(additionalProperties=None)}, 400, "additionalProperties"),
         (
             {"output_config": with_property({"type": "string", "maxLength": 9})},
             400,
@@ -298,6 +294,10 @@ LOOSE = {"type": "object", "properties": {"title": STRING}}
         ),
         ({"output_config": with_property({**STRINGS, "minItems": 3})}, 400, "minItems"),
         ({"output_config": with_property({"type": "number"})}, 400, "strings and arrays of strings"),
+        ({"output_config": with_property({"type": "string", "enum": []})}, 400, "non-empty list"),
+        ({"output_config": with_schema(properties=["title"])}, 400, "objects with properties"),
+        ({"output_config": with_schema(required=["colour"])}, 400, "colour not among the properties"),
+        ({"output_config": with_schema(required="title")}, 400, "should be a list"),
         ({"model": "claude-haiku-4-5", "system": "x" * 710_000}, 400, "prompt is too long"),
         ({"model": "claude-haiku-4-5", "system": "x" * 699_000}, 400, "exceed context limit"),
     ],
@@ -334,8 +334,9 @@ async def test_a_body_over_32_mb_is_too_large(start: Start) -> None:
 
 async def test_what_is_no_json_or_no_endpoint_is_told(start: Start) -> None:
     caller = await start()
-    async with caller.http.post(f"{caller.url}/v1/messages", data=b"{", headers=HEADERS) as response:
-        assert (response.status, "not valid JSON" in await response.text()) == (400, True)
+    for data in (b"{", b"[" * 100_000):
+        async with caller.http.post(f"{caller.url}/v1/messages", data=data, headers=HEADERS) as response:
+            assert (response.status, "not valid JSON" in await response.text()) == (400, True)
     assert (await caller.post({}, path="/v1/complete"))[0] == 404
 
 

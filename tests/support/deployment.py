@@ -24,29 +24,38 @@ class ModelServer:
 
     def __init__(self, home: Path, *options: str) -> None:
         home.mkdir(parents=True, exist_ok=True)
+        self.home = home
+        self.options = options
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        log = (home / "model-server.log").open("wb")
-        self.process = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "docsum.local.model_server",
-                f"--port={self.port}",
-                f"--home={home}",
-                *options,
-            ],
-            stdout=log,
-            stderr=log,
-        )
-        log.close()
+        self.start()
+
+    def start(self) -> None:
+        """Returns when it answers."""
+        with (self.home / "model-server.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-m",
+                    "docsum.local.model_server",
+                    f"--port={self.port}",
+                    f"--home={self.home}",
+                    *self.options,
+                ],
+                stdout=log,
+                stderr=log,
+            )
         deadline = time.monotonic() + 30
         while True:
             with suppress(OSError):
                 self.get("/health")
                 return
-            assert time.monotonic() < deadline, (home / "model-server.log").read_text()
+            assert time.monotonic() < deadline, (self.home / "model-server.log").read_text()
             time.sleep(0.05)
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.wait(10)
 
     def get(self, path: str) -> Any:
         with urllib.request.urlopen(self.url + path, timeout=30) as answer:
@@ -62,9 +71,7 @@ class ModelServer:
         found: dict[str, Any] = self.get("/_billing")
         return found
 
-    def close(self) -> None:
-        self.process.kill()
-        self.process.wait(10)
+    close = stop
 
 
 class Deployment:

@@ -11,12 +11,12 @@ from docsum.local.extractive import (
     ExtractiveModel,
     Kind,
     centrality,
-    guess_type,
     rankable,
     read_blocks,
     shortened,
     similarities,
 )
+from docsum.local.extractive_guesses import guess_type
 
 LETTER = """\
 Northwind Water Company
@@ -152,6 +152,7 @@ def test_the_title_is_the_subject_the_first_heading_or_the_first_sentence(
         (MINUTES, "de"),
         (CHINESE, "zh"),
         ("Où est la gare ? Elle est là-bas.", "fr"),
+        ("By og havn har to aftaler, og det er for dyrt at vente, siger borgmesteren.", "da"),
         ("12 34", "und"),
     ],
 )

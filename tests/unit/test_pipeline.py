@@ -38,7 +38,7 @@ from docsum.models import (
     SkipReason,
     Stored,
 )
-from docsum.pipeline import Pipeline, Trip
+from docsum.pipeline import ByteBudget, Pipeline, Trip
 from docsum.stores.memory import MemoryStore
 from docsum.topics import Topology
 from tests.support.fakes import (
@@ -350,3 +350,28 @@ def test_any_order_and_any_number_of_deliveries_ends_in_the_same_state(data: st.
     for run in runs:
         progress = asyncio.run(house.store.progress(run))
         assert (progress.total, progress.remaining) == (1, 0)
+
+
+async def test_texts_wait_for_room_in_turn_and_a_larger_one_is_admitted_alone() -> None:
+    budget, order = ByteBudget(100), list[str]()
+    leave = asyncio.Event()
+
+    async def hold(name: str, size: int) -> None:
+        async with budget.room(size):
+            order.append(name)
+            await leave.wait()
+
+    tasks = [asyncio.create_task(hold("first", 60))]
+    await eventually(lambda: order == ["first"])
+    tasks += [asyncio.create_task(hold("huge", 1_000)), asyncio.create_task(hold("small", 10))]
+    await asyncio.sleep(0.02)
+    assert order == ["first"]  # small would fit, but it is not its turn
+    tasks[1].cancel()
+    await asyncio.sleep(0)
+    tasks.append(asyncio.create_task(hold("last", 20)))
+    await eventually(lambda: order == ["first", "small", "last"])
+    leave.set()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    async with budget.room(5_000):
+        order.append("alone")
+    assert order[-1] == "alone"

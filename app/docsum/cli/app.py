@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from docsum import __version__
+
 _HELP = """Summarise all our documents, as a stream that finishes.
 
 \b
@@ -43,9 +45,7 @@ _HIDDEN = ("model-server",)
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
-
-        typer.echo(f"docsum {version('docsum')}")
+        typer.echo(f"docsum {__version__}")
         raise typer.Exit
 
 

@@ -59,20 +59,26 @@ def lister() -> Lister:
     return Lister(now=lambda: datetime.now(UTC), file_version=file_version)
 
 
-async def deployment_for(settings: Settings, source: Source, *, local_model: bool = False) -> Deployment:
+async def deployment_for(
+    settings: Settings, source: Source | None, *, local_model: bool = False
+) -> Deployment:
     """A deployment whose workers may read the source; the local stack is started when none runs."""
     if settings.explicit:
-        _refuse_unreadable(settings, source)
+        if source is not None:
+            _refuse_unreadable(settings, source)
         line = f"Summaries are made by the workers of {settings.kafka.bootstrap_servers}."
         return Deployment(settings, line, local=False, started=False)
     from docsum.local.compose import ensure_stack
     from docsum.local.stack_state import find
 
-    before = find(settings.home)
+    before, roots = find(settings.home), [source.folder] if source else []
     if before is None:
         say(f"Starting docsum in {settings.home} (Kafka, the ClickHouse engine, the model server, workers).")
     with starting() as seen:
-        stack = await ensure_stack(settings, file_roots=[source.folder], local_model=local_model, seen=seen)
+        workers = 1 if local_model else 2  # the demo's few samples do not keep two busy
+        stack = await ensure_stack(
+            settings, file_roots=roots, workers=workers, local_model=local_model, seen=seen
+        )
     if before is not None and _workers(before) != _workers(stack.state):
         say("Restarted the workers: the folders that they may read, their settings or the key have changed.")
     return Deployment(stack.settings, stack.model_line, local=True, started=stack.started)

@@ -101,7 +101,7 @@ async def examine() -> AsyncIterator[Finding]:
     if reachable is not None:
         yield await _topics(reachable)
         yield await _store(reachable)
-    yield await _model(reachable or settings)
+    yield await _model(settings)
 
 
 def _python() -> Finding:
@@ -210,12 +210,13 @@ async def _model(settings: Settings) -> Finding:
     """Asks for the model's description, which costs nothing."""
     from docsum.local.compose import LOCAL_MODEL, uses_local_model
 
-    if uses_local_model(settings) and not settings.explicit:
-        return Finding("model", f"no ANTHROPIC_API_KEY: the local model ({LOCAL_MODEL}) makes extracts")
-    key = settings.model.api_key.get_secret_value()
-    if not key and uses_local_model(settings) and not settings.model.base_url:
-        return Finding("model", "no key", "Set ANTHROPIC_API_KEY.")
-    return await ask_model(settings.model.base_url or "https://api.anthropic.com", key, settings.model.name)
+    if not uses_local_model(settings):
+        key = settings.model.api_key.get_secret_value()
+        base_url = settings.model.base_url or "https://api.anthropic.com"
+        return await ask_model(base_url, key, settings.model.name)
+    if settings.explicit:
+        return Finding("model", "no key here; the workers need one", "Set ANTHROPIC_API_KEY for the workers.")
+    return Finding("model", f"no ANTHROPIC_API_KEY: the local model ({LOCAL_MODEL}) makes extracts")
 
 
 async def ask_model(base_url: str, key: str, name: str) -> Finding:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from docsum.kafka.codec import EventCodec
     from docsum.kafka.producer import KafkaProducer
     from docsum.ports import Clock, SummaryStore
+_GOODBYE = 5.0  # seconds for a cancelled publisher: its producer waits longer for a broker that is down
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +66,12 @@ class Execution:
             publishing = asyncio.create_task(self._publish(run, watch, saved))
             try:
                 return await self._watched(run, publishing, saved, watch)
-            except (asyncio.CancelledError, DocsumError) as error:
-                interrupted = isinstance(error, asyncio.CancelledError)
-                self._say_how_to_go_on(run, publishing, saved=saved.is_set(), interrupted=interrupted)
+            except (asyncio.CancelledError, DocsumError):
+                self._say_how_to_go_on(run, publishing, saved=saved.is_set())
                 raise
             finally:
                 publishing.cancel()
-                await asyncio.wait({publishing})
+                await asyncio.wait({publishing}, timeout=_GOODBYE)
 
     async def _watched(
         self, run: Run, publishing: asyncio.Task[Run], saved: asyncio.Event, watch: Watch
@@ -91,22 +91,17 @@ class Execution:
             if publishing.done():
                 await publishing
             if snapshot.trouble and not self.deployment.still_runs():
-                raise NothingRuns(
-                    f"docsum was stopped meanwhile: `docsum up -d`, then `docsum runs watch {run.id}`."
-                )
+                raise NothingRuns("docsum was stopped meanwhile: `docsum up -d` starts it again.")
         await publishing
         return snapshot
 
-    def _say_how_to_go_on(
-        self, run: Run, publishing: asyncio.Task[Run], *, saved: bool, interrupted: bool
-    ) -> None:
-        complete = publishing.done() and not publishing.cancelled() and publishing.exception() is None
+    def _say_how_to_go_on(self, run: Run, publishing: asyncio.Task[Run], *, saved: bool) -> None:
         if not saved:
             say("Nothing has been announced.")
-        elif not complete:
-            say(f"Not everything has been announced. {self._resume(run)}")
-        elif interrupted:
+        elif publishing.done() and not publishing.cancelled() and publishing.exception() is None:
             say(f"Only the watching stopped, the run goes on. `docsum runs watch {run.id}` shows it.")
+        else:
+            say(f"Not everything has been announced. {self._resume(run)}")
 
     def _resume(self, run: Run) -> str:
         if self.source.repeatable:
@@ -153,7 +148,7 @@ class Execution:
         if self.manner.json:
             emit(run_fields(snapshot.run, snapshot.progress))
         else:
-            say(f"Announced: {snapshot.progress.total:,} documents.")
+            say(f"Announced: {snapshot.progress.total:,} documents of run {snapshot.run.id}.")
             next_step(f"`docsum runs watch {snapshot.run.id}`")
         return Code.OK
 

@@ -98,9 +98,17 @@ def explain(error: Exception, debug: bool) -> Code:
     return code
 
 
-def finish(main: Coroutine[Any, Any, Code | None]) -> None:
-    """Runs the body of a command, to its exit code. Ctrl-C and SIGTERM cancel it, so that it can tidy up."""
+def finish(main: Coroutine[Any, Any, Code | None], *, logs: bool = False) -> None:
+    """Runs the body of a command, to its exit code. Ctrl-C and SIGTERM cancel it, so that it can tidy up.
+
+    Without `logs` the libraries are silent: what they would say, a command says in its own words.
+    """
     import asyncio
+
+    from docsum.telemetry.logs import configure
+
+    if not logs:
+        configure("critical", "auto")
 
     async def body() -> Code | None:
         task = asyncio.current_task()

@@ -25,7 +25,8 @@ _HELP = """Summarise every document of a source.
 
 SOURCE is a folder (with all below it), a pattern in quotes, one file, a manifest (.jsonl or .csv with the
 columns document_id and uri), or - for a manifest on standard input. Hidden files are passed over. The same
-source again resumes: what has a summary and has not changed is skipped without being read.
+source again resumes: what has a summary and has not changed is skipped without being read. The files of a
+manifest must lie below its folder (of standard input: below this one), or below DOCSUM_FETCH__FILE_ROOTS.
 
 \b
   docsum run ~/Documents/contracts

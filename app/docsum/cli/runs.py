@@ -8,7 +8,7 @@ from uuid import UUID
 
 import typer
 
-from docsum.cli.deployment import Deployment, deployment_for, download, lister, reached
+from docsum.cli.deployment import deployment_for, download, lister, reached
 from docsum.cli.options import MAX_LAG, JsonLines, JsonObject, MaxLag, NoWait
 from docsum.cli.output import (
     Code,
@@ -24,6 +24,7 @@ from docsum.cli.output import (
     table,
 )
 from docsum.models import Run, RunState
+from docsum.sources import STDIN
 
 if TYPE_CHECKING:
     from docsum.cli.execution import Manner
@@ -192,16 +193,18 @@ async def _resume(run_id: str, manner: Manner) -> Code:
     from docsum.settings import load
 
     settings = load()
-    async with open_store(reached()) as store:
+    deployment = await deployment_for(settings, None)
+    async with open_store(deployment.settings) as store:
         run = await find(run_id, store)
-    if run.state is RunState.PUBLISHED:
-        say("Everything of this run has been announced already.")
-    elif run.state is RunState.PUBLISHING:
-        raise WrongUsage(f"Another command is announcing this run: `docsum runs watch {run.id}` shows it.")
-    source = lister().open(run.source, sys.stdin.buffer) if run.source != "-" else None
-    if source is None:
+    if run.source == STDIN and run.state is not RunState.PUBLISHED:
         raise WrongUsage(f"Standard input cannot be read again: pipe it into `docsum run - --id {run.id}`.")
-    deployment: Deployment = await deployment_for(settings, source)
+    if run.state is RunState.PUBLISHING:
+        raise WrongUsage(f"Another command is announcing this run: `docsum runs watch {run.id}` shows it.")
+    if run.state is RunState.PUBLISHED:
+        say(f"Everything of this run has been announced already. `docsum runs watch {run.id}` shows it.")
+        return Code.OK
+    source = lister().open(run.source, sys.stdin.buffer)
+    deployment = await deployment_for(settings, source)
     async with open_store(deployment.settings) as store:
         return await Execution(source, deployment, store, SystemClock(), manner).carry_out(run)
 

@@ -75,38 +75,34 @@ def status(
 
 
 async def _status(watch: bool, json: bool) -> Code:
-    settings = reached()
+    from docsum.settings import load
+
+    settings, local = reached(), not load().explicit
     if not watch:
-        health = await look(settings)
+        health = await look(settings, local=local)
         _show(health, settings, json)
         return Code.UNREACHABLE if health.troubles else Code.OK
     if json or not sys.stdout.isatty():
         while True:
-            _show(await look(settings), settings, json)
+            _show(await look(settings, local=local), settings, json)
             await asyncio.sleep(_EVERY)
     from rich.console import Group
     from rich.live import Live
 
     with Live(console=console(), screen=True) as live:
         while True:
-            live.update(Group(*_picture(await look(settings), settings)))
+            live.update(Group(*_picture(await look(settings, local=local), settings)))
             await asyncio.sleep(_EVERY)
 
 
-async def look(settings: Settings) -> Health:
+async def look(settings: Settings, *, local: bool) -> Health:
     """Asks every part at the same time; a part that is down does not hide the others."""
     from docsum.local.stack_state import find
 
-    stack = None if _is_remote(settings) else find(settings.home)
+    stack = find(settings.home) if local else None
     (lag, no_broker), (stored, no_store) = await asyncio.gather(_broker(settings), _store(settings))
     workers, runs = stored
     return Health(stack, lag, workers, runs, [trouble for trouble in (no_broker, no_store) if trouble])
-
-
-def _is_remote(settings: Settings) -> bool:
-    import os
-
-    return "DOCSUM_KAFKA__BOOTSTRAP_SERVERS" in os.environ and settings.explicit
 
 
 async def _broker(settings: Settings) -> tuple[Sequence[PartitionLag], str]:

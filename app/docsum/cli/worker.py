@@ -23,6 +23,9 @@ def worker(
     lane: Annotated[
         str, typer.Option(metavar="live", help="Live and backfill events are one group's work.")
     ] = "live",
+    set_up: Annotated[
+        bool, typer.Option("--set-up", hidden=True, help="Make topics and tables first: the local stack's.")
+    ] = False,
 ) -> None:
     """Be one worker of the group, until SIGTERM: it then finishes what it has paid for.
 
@@ -34,13 +37,13 @@ def worker(
     """
     if lane != "live":
         raise WrongUsage(f"There is no worker for the lane {lane!r}: live is the one, for backfill too.")
-    finish(_worker())
+    finish(_worker(set_up), logs=True)
 
 
-async def _worker() -> Code:
-    from docsum.bootstrap import serve_worker
+async def _worker(set_up: bool) -> Code:
+    from docsum.serve import serve_worker
 
-    await serve_worker(reached())
+    await serve_worker(reached(), set_up=set_up)
     return Code.OK
 
 

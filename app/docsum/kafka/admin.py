@@ -74,7 +74,7 @@ class KafkaAdmin:
         return await self._run(lambda session: _check(session, topology))
 
     async def lag(self, group: str, topology: Topology, lane: Lane = Lane.LIVE) -> list[PartitionLag]:
-        """Of every partition that the group of this lane reads; held, dead-letter and result topics are none.
+        """Of every partition that the group of this lane reads; held and dead-letter topics are none of them.
 
         BATCH is the batch topic alone; LIVE and BACKFILL share a group, so both give all the others.
         """

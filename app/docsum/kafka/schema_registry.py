@@ -38,7 +38,9 @@ class SchemaRegistry:
             schema = await self._client.get_schema(schema_id)
         except Exception as error:
             raise _translated(error, f"schema {schema_id}") from error
-        if schema.schema_type not in (None, "AVRO") or schema.references or not schema.schema_str:
+        if not schema.schema_str:
+            raise RegistryUnavailable(f"The schema registry gives no text for schema {schema_id}.")
+        if schema.schema_type not in (None, "AVRO") or schema.references:
             raise InvalidEvent(f"Schema {schema_id} of the registry is not a plain Avro schema.")
         return str(schema.schema_str)
 

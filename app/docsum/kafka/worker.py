@@ -476,5 +476,8 @@ class KafkaWorker:
 
 
 def is_working(trip: Trip) -> bool:
-    """True while a delivery should be moving: not held, and not waiting for its turn at the model."""
-    return trip.held is None and (trip.stage != "summarise" or trip.paid)
+    """True while a delivery should be moving: not held, not in the model's queue, not waiting for the store.
+
+    The store waits out its own trouble, for hours if need be, and says so itself.
+    """
+    return trip.held is None and trip.stage != "store" and (trip.stage != "summarise" or trip.paid)

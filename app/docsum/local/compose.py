@@ -14,7 +14,6 @@ from pathlib import Path
 from pydantic import SecretStr
 
 from docsum.errors import ConfigurationError
-from docsum.kafka.admin import KafkaAdmin
 from docsum.local.jars import cache_folder, ensure_jars
 from docsum.local.kafka import kafka_spec
 from docsum.local.loopback import HOST, http_ready
@@ -23,7 +22,6 @@ from docsum.local.stack import Stack
 from docsum.local.stack_control import detach, restart, stop
 from docsum.local.stack_state import StackError, StackState, environment_digest, find
 from docsum.settings import Settings
-from docsum.stores import migrate
 
 LOCAL_MODEL = "local-extractive-1"
 START_TIMEOUT = timedelta(minutes=3)
@@ -138,11 +136,9 @@ class _Plan:
             "clickhouse": f"http://{HOST}:{stack.port('clickhouse')}",
             "model": f"http://{HOST}:{stack.port('model')}",
         }
-        self._made = asyncio.Lock()
-        self._is_made = False
 
     def stages(self, jars: Sequence[Path], workers: int) -> list[list[ProcessSpec]]:
-        """The order of starting: the workers come when what they need is ready."""
+        """The workers stop before what they need; they wait for it when they start."""
         port = self.stack.port
         base = [
             kafka_spec(self.home / "kafka", jars, port("kafka"), port("kafka-controller")),
@@ -179,23 +175,14 @@ class _Plan:
         settings = _reached(with_model(self.settings, self.local_model), self.addresses)
         return ProcessSpec(
             name=name,
-            argv=[sys.executable, "-m", "docsum", "worker"],
+            argv=[sys.executable, "-m", "docsum", "worker", "--set-up"],
             env=worker_environment(settings, name, port),
             cwd=self.home,
             ready=http_ready(f"http://{HOST}:{port}/readyz"),
             port=port,
-            prepare=self._make,
+            ready_timeout=START_TIMEOUT,
             stop_timeout=self.settings.worker.shutdown_timeout + timedelta(seconds=30),
         )
-
-    async def _make(self) -> None:
-        """Topics and tables, once, before the first worker."""
-        async with self._made:
-            if not self._is_made:
-                settings = _reached(self.settings, self.addresses)
-                await KafkaAdmin(settings.kafka).setup(settings.topology())
-                await migrate.setup(settings.clickhouse)
-                self._is_made = True
 
 
 def worker_environment(settings: Settings, name: str, port: int) -> Mapping[str, str]:

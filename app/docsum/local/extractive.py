@@ -7,15 +7,15 @@ all three work offline. The same text always gives the same extract.
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from docsum.local.extractive_guesses import Languages, guess_type, language_warnings, words_of
 
 Matrix = NDArray[np.float32]
 
@@ -38,56 +38,10 @@ _LINK = re.compile(r"!?\[([^\]\n]{0,200})\]\([^)\s]{1,500}\)")
 _NO_END = re.compile(r"(?:^|\s)\(?(?:\d{1,2}|[A-Za-z])[.)]$")
 _WIDE_STOP = re.compile(r"(?<=[。！？])\s*")
 _LEAD_STOPS = (". ", "! ", "? ", "。", "！", "？")
-# A character of Chinese or Japanese counts as a word, as it does in those languages' own word counts.
-_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W_]+(?:['’][^\W_]+)*")
 _SUBJECT = re.compile(r"^(?:subject|re|betreff|objet|asunto|oggetto)\s*:\s*(\S.{2,150})$", re.I | re.M)
 
 _STOPS = (".", "!", "?", "…", "。", "！", "？")
 _NO_HEADING_END = (*_STOPS, ":", ";", ",", "-", "：", "；", "，", "、")
-
-# Rare languages win on short texts only by accident, so the guess is among the widely written ones.
-_LANGUAGES = (
-    "af ar az be bg bn bs ca cs cy da de el en es et eu fa fi fr ga gl gu he hi hr hu hy id is it ja ka kk "
-    "km ko lt lv mk mn mr ms mt my ne nl nn no pa pl ps pt ro ru si sk sl sq sr sv sw ta te th tl tr uk "
-    "ur uz vi zh zu"
-)
-_LANGUAGE_NAMES = {
-    "arabic": "ar", "chinese": "zh", "czech": "cs", "danish": "da", "dutch": "nl", "english": "en",
-    "finnish": "fi", "french": "fr", "german": "de", "greek": "el", "hebrew": "he", "hindi": "hi",
-    "hungarian": "hu", "italian": "it", "japanese": "ja", "korean": "ko", "norwegian": "no", "polish": "pl",
-    "portuguese": "pt", "romanian": "ro", "russian": "ru", "spanish": "es", "swedish": "sv", "turkish": "tr",
-    "ukrainian": "uk", "vietnamese": "vi",
-}  # fmt: skip
-
-# Words that no page of the language is without and that the others here lack; enough where speed is all.
-_FUNCTION_WORDS = {
-    "en": frozenset({"the", "and", "of", "to", "with", "that", "this", "for", "are", "by"}),
-    "de": frozenset({"der", "und", "das", "die", "ist", "nicht", "mit", "für", "den", "von"}),
-    "fr": frozenset({"les", "des", "est", "une", "dans", "pour", "du", "et", "pas", "sur"}),
-    "es": frozenset({"el", "los", "las", "una", "por", "del", "y", "como", "más", "su"}),
-}
-
-# Words and pairs of words that give a kind of document away. A hit in the title counts three times; one hit
-# in the body proves nothing.
-_TYPE_TERMS = {
-    "invoice": "invoice, amount due, bill to, rechnung, rechnungsnummer, facture, factura",
-    "minutes": "minutes, attendees, apologies, action items, protokoll, procès verbal",
-    "letter": "letter, dear, dear sir, yours sincerely, yours faithfully, kind regards, best regards, "
-    "sehr geehrte, sehr geehrter, freundlichen grüßen, estimado, estimada, cordialement",
-    "contract": "contract, agreement, hereinafter, hereby, the parties, vertrag, contrat, contrato",
-    "manual": "manual, user guide, handbook, getting started, installation, troubleshooting, handbuch, usage",
-    "report": "report, executive summary, findings, bericht, rapport, informe",
-    "paper": "abstract, et al, doi, related work, references",
-    "policy": "policy, policies, must comply, compliance, richtlinie",
-    "press release": "press release, immediate release, pressemitteilung",
-    "specification": "specification, must not, shall not, rfc, normative",
-    "licence": "licence, license, licensor, licensee, warranties",
-    "curriculum vitae": "curriculum vitae, résumé, work experience, lebenslauf",
-    "recipe": "recipe, ingredients, preheat, tablespoon, tablespoons, teaspoon, rezept, zutaten",
-    "article": "article, opinion, editorial, interview, newsletter",
-    "plan": "roadmap, milestone, milestones, project plan, proposal",
-}
-_TYPES = {term: kind for kind, terms in _TYPE_TERMS.items() for term in terms.split(", ")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,15 +86,9 @@ class ExtractiveModel:
 
     def __init__(self) -> None:
         import nupunkt
-        from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
         self._split: Callable[[str], Sequence[str]] = nupunkt.load("default").tokenize
-        self._identifier: Any = LanguageIdentifier.from_model_file(MODEL_FILE)  # Any: py3langid is untyped
-        self._identifier.set_languages(
-            [code for code in self._identifier.labels if code in _LANGUAGES.split()]
-        )
-        # The shipped table is float16 and strided; this form answers four times faster.
-        self._identifier.nb_ptc = np.ascontiguousarray(self._identifier.nb_ptc, dtype=np.float32)
+        self._languages = Languages()
 
     def summarise(self, text: str, words: int = 150, wanted_language: str = "") -> Extract:
         """Choose the most central sentences, about `words` words of them, in the order of the text."""
@@ -154,7 +102,7 @@ class ExtractiveModel:
         order = np.argsort(-centrality(similarity), kind="stable").tolist()
         chosen = choose(candidates, similarity, order, words)
         title = title_of(text, blocks, candidates)
-        language = self.language(text)
+        language = self._languages.guess(text)
         return Extract(
             title=title,
             summary=joined([finished(candidates[i].text) for i in chosen]),
@@ -183,25 +131,9 @@ class ExtractiveModel:
             title=shortened(first.lstrip("# "), 100) if titled else shortened(pieces[0], 80) or "Untitled",
             summary=joined(pieces[:taken]),
             key_points=tuple(shortened(piece, 240) for piece in pieces[:3] if piece),
-            language=self._quick_language(head[:300]),
+            language=self._languages.quick_guess(head[:300]),
             document_type=guess_type(first[:120], ""),
         )
-
-    def language(self, text: str, sample: int = 400) -> str:
-        """Guess the language from `sample` characters, past the letterhead of a text that is long enough."""
-        start = len(text) // 10 if len(text) > sample * 4 else 0
-        part = text[start : start + sample]
-        if not any(map(str.isalpha, part)):
-            return "und"
-        return str(self._identifier.classify(part)[0])
-
-    def _quick_language(self, part: str) -> str:
-        """The language by three function words, else by the slow way."""
-        words = frozenset(part.casefold().split())
-        for code, function_words in _FUNCTION_WORDS.items():
-            if len(words & function_words) >= 3:
-                return code
-        return self.language(part)
 
     def _sentences(self, block: Block) -> list[str]:
         """Sentences of a block; a piece that cannot start a sentence belongs to the one before."""
@@ -301,7 +233,7 @@ def rankable(sentences: Sequence[str]) -> list[Sentence]:
     if len(unique) > SENTENCE_CAP:
         rest, room = unique[LEAD_KEPT:], SENTENCE_CAP - LEAD_KEPT
         unique = unique[:LEAD_KEPT] + [rest[i * len(rest) // room] for i in range(room)]
-    split = (Sentence(text, tuple(_WORD.findall(text.casefold()))) for text in unique)
+    split = (Sentence(text, tuple(words_of(text))) for text in unique)
     return [sentence for sentence in split if len(sentence.words) >= 4 and is_wordy(sentence.text)]
 
 
@@ -313,7 +245,7 @@ def is_wordy(text: str) -> bool:
 def fragments(lines: Sequence[str]) -> list[Sentence]:
     """The lines themselves, shortened, for a text without one whole sentence."""
     texts = dict.fromkeys(shortened(" ".join(line.split()), 300) for line in lines[:SENTENCE_CAP])
-    return [Sentence(text, tuple(_WORD.findall(text.casefold()))) for text in texts if text]
+    return [Sentence(text, tuple(words_of(text))) for text in texts if text]
 
 
 def similarities(bags: Sequence[Sequence[str]]) -> Matrix:
@@ -392,20 +324,6 @@ def title_of(text: str, blocks: Sequence[Block], candidates: Sequence[Sentence])
     return shortened(candidates[0].text, 80) if candidates else "Untitled"
 
 
-def guess_type(title: str, head: str) -> str:
-    """A guess from words in the title and at the start; `document` where nothing gives the kind away."""
-    votes: Counter[str] = Counter()
-    for text, weight in ((title, 3), (head, 1)):
-        words = _WORD.findall(text.casefold())
-        # Each term counts once: a word that is merely frequent proves nothing.
-        for term in _TYPES.keys() & {*words, *map(" ".join, pairwise(words))}:
-            votes[_TYPES[term]] += weight
-    if not votes:
-        return "document"
-    best = min(votes, key=lambda kind: (-votes[kind], kind))
-    return best if votes[best] >= 2 else "document"
-
-
 def text_warnings(sentences: int) -> tuple[str, ...]:
     """Say so when there was little to choose from."""
     if sentences == 0:
@@ -413,14 +331,6 @@ def text_warnings(sentences: int) -> tuple[str, ...]:
     if sentences < 3:
         return (f"The text has only {sentences} sentence{'s' * (sentences > 1)}.",)
     return ()
-
-
-def language_warnings(found: str, wanted: str) -> tuple[str, ...]:
-    """Say so when another language was asked for: extracted sentences cannot be translated."""
-    code = _LANGUAGE_NAMES.get(wanted.casefold(), wanted.casefold())
-    if not wanted or found in {code, "und"}:
-        return ()
-    return (f"The local model cannot translate: this extract is in the language of the text ({found}).",)
 
 
 def joined(sentences: Sequence[str]) -> str:

@@ -20,6 +20,14 @@ from docsum.local.model_api import Json, compact
 from docsum.local.model_replies import Reply, boundary_of
 from docsum.local.model_requests import Ask
 
+# Made once: `json.dumps` with options makes a new encoder for each call.
+_canonical = json.JSONEncoder(separators=(",", ":"), check_circular=False, sort_keys=True).encode
+
+_SLOT = len('"accepted"')
+_ENTRY = re.compile(
+    rb'"input_tokens":(\d+),"output_tokens":(\d+),.*"fingerprint":"([0-9a-f]{16})[0-9a-f]{48}"'
+)
+
 
 class Outcome(StrEnum):
     """What became of a billed request; SERVED means that the whole reply went to a live connection."""
@@ -35,15 +43,6 @@ class Receipt:
 
     generation: int
     at: int
-
-
-# Made once: `json.dumps` with options makes a new encoder for each call.
-_canonical = json.JSONEncoder(separators=(",", ":"), check_circular=False, sort_keys=True).encode
-
-_SLOT = len('"accepted"')
-_ENTRY = re.compile(
-    rb'"input_tokens":(\d+),"output_tokens":(\d+),.*"fingerprint":"([0-9a-f]{16})[0-9a-f]{48}"'
-)
 
 
 class Ledger:
@@ -123,11 +122,13 @@ class Ledger:
 
         def report() -> Json:
             distinct, counts = np.unique(prefixes, return_counts=True)
-            repeated = {f"{int(p):016x}": int(c) for p, c in zip(distinct, counts, strict=True) if c > 1}
-            wanted = dict(sorted(repeated.items(), key=lambda item: (-item[1], item[0]))[:100])
+            again = counts > 1
+            repeated = zip(distinct[again].tolist(), counts[again].tolist(), strict=True)
+            worst = sorted(repeated, key=lambda pair: (-pair[1], pair[0]))[:100]
+            wanted = {f"{prefix:016x}": count for prefix, count in worst}
             names = self._full_names(wanted, end)
             paid = {names[prefix]: count for prefix, count in wanted.items()}
-            return {"distinct": len(distinct), "repeated": len(repeated), "paid_more_than_once": paid}
+            return {"distinct": len(distinct), "repeated": int(again.sum()), "paid_more_than_once": paid}
 
         return report
 

@@ -38,8 +38,6 @@ ERROR_TYPES = {
     504: "timeout_error",
     529: "overloaded_error",
 }
-
-
 _RULE_TYPES: dict[str, Any] = {  # Any: what isinstance takes
     "match": dict,
     "kind": str,
@@ -76,13 +74,14 @@ class Fault:
         for name, value in rule.items():
             if not isinstance(value, _RULE_TYPES[name]):
                 raise invalid(f"{name}: {value!r} does not fit")
-        contains = rule.get("match", {}).get("contains", "")
-        if not isinstance(contains, str) or rule.get("match", {}).keys() - {"contains"}:
+        match, kind = rule.get("match", {}), rule.get("kind", FaultKind.ERROR)
+        contains = match.get("contains", "")
+        if not isinstance(contains, str) or match.keys() - {"contains"}:
             raise invalid('match is {} or {"contains": "text"}')
-        if rule.get("kind", FaultKind.ERROR) not in list(FaultKind):
+        if kind not in list(FaultKind):
             raise invalid(f"kind is one of {', '.join(FaultKind)}")
         given = {name: value for name, value in rule.items() if name not in ("match", "kind")}
-        fault = cls(kind=FaultKind(rule.get("kind", FaultKind.ERROR)), contains=contains, **given)
+        fault = cls(FaultKind(kind), contains, **given)
         if not (400 <= fault.status < 600 and 0 <= fault.probability <= 1):
             raise invalid("status is 400 to 599 and probability is 0 to 1")
         return fault

@@ -13,7 +13,6 @@ class Latency:
     """How long an answer takes, in seconds from the moment it is billed."""
 
     draw: Callable[[random.Random], float]
-    text: str
 
     @classmethod
     def parse(cls, text: str) -> Latency:
@@ -23,10 +22,10 @@ class Latency:
             if not 0 < median < p99:
                 raise ValueError("lognormal needs 0 < MEDIAN < P99")
             spread = math.log(p99 / median) / 2.3263  # the 99th percentile of the normal distribution
-            return cls(lambda chance: chance.lognormvariate(math.log(median), spread), text)
+            return cls(lambda chance: chance.lognormvariate(math.log(median), spread))
         low, between, high = text.partition("..")
         first, last = seconds(low), seconds(high if between else low)
-        return cls(lambda chance: chance.uniform(first, last) if last else 0.0, text)
+        return cls(lambda chance: chance.uniform(first, last) if last else 0.0)
 
 
 def seconds(text: str) -> float:

@@ -221,8 +221,10 @@ def output_schema(output: Json) -> Json:
     for name, spec in properties.items():
         check_property(spec, f"{at}.schema.properties.{name}")
     required = schema.get("required", [])
-    if not isinstance(required, list) or not all(name in properties for name in required):
-        raise invalid(f"{at}.schema.required: Input should be a list of names of properties")
+    if not isinstance(required, list):
+        raise invalid(f"{at}.schema.required: Input should be a list")
+    if missing := [str(name) for name in required if name not in [*properties]]:
+        raise invalid(f"{at}.schema.required: {', '.join(missing)} not among the properties")
     return schema
 
 

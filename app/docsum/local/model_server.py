@@ -227,7 +227,7 @@ class ModelServer:
 async def read_json(request: web.BaseRequest) -> Json:
     try:
         return json.loads(await request.read())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise invalid(f"The request body is not valid JSON: {error}") from error
 
 

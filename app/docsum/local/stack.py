@@ -103,7 +103,7 @@ class Stack:
     ) -> None:
         """Runs the processes until SIGINT, SIGTERM or SIGHUP; a second signal kills them. Main thread only.
 
-        A stage starts together, when the one before it is ready; stages stop in the reverse order. The
+        All start at once, for who needs another waits for it; stages stop in the reverse order. The
         addresses are for other processes, to be found in `stack.json`. Raises StackFailed when a process does
         not come up; whatever happens, nothing runs any more afterwards.
         """
@@ -135,9 +135,9 @@ class Stack:
             stop.cancel()
 
     async def _bring_up(self) -> None:
+        for child in (child for stage in self._children for child in stage):
+            self._start(child)
         for stage in self._children:
-            for child in stage:
-                self._start(child)
             await asyncio.gather(*(child.up for child in stage))
 
     async def _stop_all(self) -> None:

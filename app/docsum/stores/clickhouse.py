@@ -298,8 +298,10 @@ def _native_block(
         column_oriented=True,
         compression=compression or False,
     )
-    block = b"".join(NativeTransform.build_insert(context))
-    if context.insert_exception is not None:
-        error = context.insert_exception
+    try:
+        block = b"".join(NativeTransform.build_insert(context))
+        if context.insert_exception is not None:
+            raise context.insert_exception
+    except Exception as error:  # whatever it is: one row must not stop the flushes of all others
         raise RowRefused(f"A value of {table.name} cannot be written: {type(error).__name__}.") from error
     return block

@@ -1,0 +1,240 @@
+"""A worker process: settings to adapters to pipeline to group member. The only module that knows them all."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import platform
+import signal
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
+from datetime import timedelta
+from pathlib import Path
+from typing import TypeVar
+
+import structlog
+
+from docsum.bootstrap import open_admin, open_store, setup_store, setup_topics
+from docsum.errors import BrokerUnavailable, ConfigurationError, DocsumError, StoreUnavailable
+from docsum.extractors import DocumentExtractor
+from docsum.extractors.sandbox import Sandbox
+from docsum.fetchers.file import FileFetcher
+from docsum.kafka.admin import KafkaAdmin
+from docsum.kafka.codec import EventCodec
+from docsum.kafka.copies import RecordCopies
+from docsum.kafka.publisher import CopyPublisher
+from docsum.kafka.security import aiokafka_security, faust_credentials
+from docsum.kafka.worker import KafkaWorker, Membership
+from docsum.models import Lane, Outcome, WorkerStatus
+from docsum.pipeline import Pipeline, Trip
+from docsum.ports import Clock, SystemClock
+from docsum.settings import Settings
+from docsum.stores.clickhouse import ClickHouseStore
+from docsum.summarisers.anthropic import AnthropicSummariser, make_client
+from docsum.summarisers.gate import CallGate
+from docsum.summarisers.prices import Prices
+from docsum.telemetry import health, logs
+from docsum.telemetry.metrics import Metrics
+from docsum.telemetry.observer import WorkerObserver
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+HEARTBEAT = timedelta(seconds=5)
+
+
+async def serve_worker(settings: Settings, *, set_up: bool = False) -> None:
+    """Be a worker until SIGTERM or SIGINT. Raises a DocsumError that ends the process.
+
+    Whatever is not there yet (broker, store) is waited for; what is configured wrongly is an error at once.
+    `set_up`: make topics and tables first.
+    """
+    logs.configure(settings.log.level, settings.log.format)
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    work = asyncio.create_task(_work(settings, stop, set_up))
+    asked = asyncio.create_task(stop.wait())
+    await asyncio.wait({work, asked}, return_when=asyncio.FIRST_COMPLETED)
+    if not work.done():
+        # The longest clean stop: the drain and the leave, then the answers that are still to come.
+        bound = settings.worker.drain_timeout + settings.worker.shutdown_timeout + timedelta(seconds=40)
+        await asyncio.wait({work}, timeout=bound.total_seconds())
+    asked.cancel()
+    if not work.done():
+        log.error("the worker did not stop in time", action="stop")
+        os._exit(1)
+    await work
+
+
+async def _work(settings: Settings, stop: asyncio.Event, set_up: bool) -> None:
+    topology, clock, metrics = settings.topology(), SystemClock(), Metrics()
+    name = settings.worker.instance_id or f"{platform.node()}-{os.getpid()}"
+    prices = Prices.load()
+    prices.of(settings.model.name)  # an unknown model is an error now, never a free call later
+    client = make_client(settings.model, settings.worker.max_in_flight)
+    limits, extract = settings.limits, settings.extract
+    gate = CallGate(
+        settings.worker.max_in_flight,
+        clock,
+        requests_per_minute=limits.requests_per_minute,
+        input_tokens_per_minute=limits.input_tokens_per_minute,
+        output_tokens_per_minute=limits.output_tokens_per_minute,
+    )
+    observer = WorkerObserver(metrics, clock)
+    async with AsyncExitStack() as stack:
+        enter = stack.enter_async_context
+        admin = open_admin(settings)
+        if set_up:
+            await _when_there(stop, lambda: setup_topics(settings))
+            await _when_there(stop, lambda: setup_store(settings))
+        retries = await _when_there(stop, lambda: _checked_topics(admin, settings))
+        store = await _when_there(stop, lambda: enter(open_store(settings)))
+        publisher = await _when_there(
+            stop,
+            lambda: enter(CopyPublisher(settings.kafka.bootstrap_servers, aiokafka_security(settings.kafka))),
+        )
+        codec = await enter(EventCodec(settings.kafka.schema_registry_url))
+        extractor = await enter(
+            DocumentExtractor(Sandbox(extract.processes, extract.timeout, extract.memory))
+        )
+        fetcher = await enter(
+            FileFetcher([Path(root) for root in settings.fetch.file_roots], settings.fetch.max_bytes)
+        )
+        summariser = AnthropicSummariser(
+            client,
+            gate,
+            store,
+            clock,
+            prices,
+            timeout=settings.model.timeout,
+            reuse_scope=settings.model.reuse_scope,
+            single_shot_tokens=settings.model.single_shot_tokens,
+        )
+        stack.push_async_callback(client.close)
+        pipeline = Pipeline(
+            codec=codec,
+            fetcher=fetcher,
+            extractor=extractor,
+            summariser=summariser,
+            store=store,
+            publisher=publisher,
+            observer=observer,
+            clock=clock,
+            topology=topology,
+            recipe=settings.recipe(),
+            copies=RecordCopies(topology, settings.kafka.group_id, clock),
+            worker=name,
+        )
+
+        async def process(trip: Trip) -> Outcome:
+            try:
+                return await pipeline.process(trip)
+            finally:
+                observer.ended(trip.delivery)
+
+        def on_share(share: float) -> None:
+            gate.share = share
+
+        worker = KafkaWorker(
+            _membership(settings, retries),
+            process,
+            clock,
+            on_share,
+        )
+        metrics.follow(metrics.in_flight, lambda: len(worker.running))
+        metrics.follow(metrics.unstored, lambda: store.buffered_rows)
+        metrics.follow(metrics.partitions, lambda: len(worker.partitions))
+        port = await enter(
+            health.serve(settings.worker.host, settings.worker.port, metrics, lambda: worker.is_member)
+        )
+        log.info("worker started", action="start", worker=name, model=settings.model.name, port=port)
+        beats = asyncio.create_task(_beat(worker, store, observer, name, clock))
+        try:
+            await worker.run(stop)
+        finally:
+            beats.cancel()
+            await _store_what_was_paid(summariser, store, settings.worker.shutdown_timeout)
+            log.info("worker stopped", action="stop", worker=name)
+
+
+def _membership(settings: Settings, retries: Sequence[str]) -> Membership:
+    topology = settings.topology()
+    return Membership(
+        brokers=settings.kafka.bootstrap_servers,
+        group=settings.kafka.group_id,
+        topics=(topology.documents, *topology.inputs, topology.backfill, *retries),
+        partitions=topology.partitions,
+        slots=settings.worker.slots_per_partition,
+        drain=settings.worker.drain_timeout,
+        instance_id=settings.worker.instance_id,
+        credentials=faust_credentials(settings.kafka),
+        datadir=settings.home / "faust",
+    )
+
+
+async def _checked_topics(admin: KafkaAdmin, settings: Settings) -> tuple[str, ...]:
+    """The retry topics that exist, those of former delays included. Raises ConfigurationError."""
+    wrong = await admin.check(settings.topology())
+    if wrong:
+        raise ConfigurationError(f"{wrong[0]} Run `docsum setup topics`.")
+    return tuple(await admin.existing_retry_topics(settings.topology()))
+
+
+async def _when_there(stop: asyncio.Event, enter: Callable[[], Awaitable[T]]) -> T:
+    """Wait for a dependency to come up; ends with the error itself when a stop is asked for meanwhile."""
+    wait, told = 0.25, ""
+    while True:
+        try:
+            return await enter()
+        except (BrokerUnavailable, StoreUnavailable) as error:
+            if stop.is_set():
+                raise
+            if str(error) != told:
+                told = str(error)
+                log.warning("waiting for a dependency", action="start", message=told)
+        try:
+            await asyncio.wait_for(stop.wait(), wait)
+        except TimeoutError:
+            wait = min(wait * 1.2, 5.0)
+
+
+async def _beat(
+    worker: KafkaWorker, store: ClickHouseStore, observer: WorkerObserver, name: str, clock: Clock
+) -> None:
+    """Write the heartbeat row; a store that is down misses it and that is all."""
+    started = clock.now()
+    while True:
+        status = WorkerStatus(
+            worker=name,
+            host=platform.node(),
+            pid=os.getpid(),
+            lane=Lane.LIVE,
+            started_at=started,
+            beat_at=clock.now(),
+            partitions=worker.partitions,
+            in_flight=len(worker.running),
+            holds=observer.holds(),
+        )
+        try:
+            await store.beat(status)
+        except DocsumError as error:
+            log.debug("no heartbeat", action="beat", message=str(error))
+        await asyncio.sleep(HEARTBEAT.total_seconds())
+
+
+async def _store_what_was_paid(
+    summariser: AnthropicSummariser, store: ClickHouseStore, timeout: timedelta
+) -> None:
+    """After the group has been left: calls that were sent may answer, and what they cost is not lost."""
+    deadline = time.monotonic() + timeout.total_seconds()
+    missing = await summariser.drain(timeout)
+    unstored = await store.drain(timedelta(seconds=max(1.0, deadline - time.monotonic())))
+    if missing or unstored:
+        log.error(
+            "paid answers were not stored",
+            action="stop",
+            calls_without_answer=missing,
+            answers_not_stored=unstored,
+        )

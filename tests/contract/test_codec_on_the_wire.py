@@ -1,0 +1,182 @@
+"""Events against a real broker and over HTTP to a registry; the published sample is run as it is printed."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from docsum.errors import ConfigurationError, RegistryUnavailable, SchemaUnknown
+from docsum.kafka.admin import KafkaAdmin
+from docsum.kafka.codec import EventCodec, new_event
+from docsum.kafka.headers import delivery_of
+from docsum.local.loopback import HOST, free_port
+from docsum.models import Delivery, Operation, from_ms
+from docsum.topics import Topology
+from tests.support.broker import Broker
+
+SCHEMAS = Path(__file__).parents[2] / "schemas"
+PUBLISHED_MS = 1_790_000_000_000
+
+
+class Registry(BaseHTTPRequestHandler):
+    """The part of the Confluent API that registering, look-up and reading use."""
+
+    schemas: ClassVar[dict[tuple[str, str], int]]
+    compatibility: ClassVar[dict[str, str]]
+    reads: ClassVar[list[int]]
+    failure: ClassVar[tuple[int, dict[str, Any]] | None]
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        subject = self.path.split("/")[2].partition("?")[0]
+        key = (subject, body["schema"])
+        if self.failure is None and "/versions" in self.path:
+            number = self.schemas.setdefault(key, len(self.schemas) + 1)
+            self._answer(200, {"id": number})
+        elif self.failure is None and key in self.schemas:
+            self._answer(200, {"id": self.schemas[key], "subject": subject, "version": 1} | body)
+        else:
+            self._answer(404, {"error_code": 40403, "message": "Schema not found"})
+
+    def do_PUT(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.compatibility[self.path.split("/")[2].partition("?")[0]] = body["compatibility"]
+        self._answer(200, body)
+
+    def do_GET(self) -> None:
+        number = int(self.path.rpartition("/")[2].partition("?")[0])
+        self.reads.append(number)
+        for (_, text), found in self.schemas.items():
+            if found == number:
+                self._answer(200, {"schema": text})
+                return
+        self._answer(404, {"error_code": 40403, "message": "Schema not found"})
+
+    def _answer(self, status: int, body: dict[str, Any]) -> None:
+        status, body = self.failure or (status, body)
+        content = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/vnd.schemaregistry.v1+json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *arguments: object) -> None:
+        """Nothing on standard error."""
+
+
+@pytest.fixture
+def registry() -> Iterator[type[Registry]]:
+    class Fresh(Registry):
+        schemas: ClassVar = {}
+        compatibility: ClassVar = {}
+        reads: ClassVar = []
+        failure: ClassVar = None
+        url = ""
+
+    server = ThreadingHTTPServer((HOST, 0), Fresh)
+    Fresh.url = f"http://{HOST}:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield Fresh
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def record(value: bytes) -> Delivery:
+    return delivery_of("docsum.documents", 0, 0, b"doc-1", value, (), PUBLISHED_MS)
+
+
+async def test_a_registered_schema_frames_events_and_is_read_once(registry: Any) -> None:
+    event = new_event("doc-1", "file:///a.pdf", occurred_at=from_ms(PUBLISHED_MS))
+    async with EventCodec(registry.url) as codec:
+        with pytest.raises(SchemaUnknown, match="docsum setup schemas"):
+            await codec.encode(event, "docsum.documents")
+        await codec.register("docsum.documents")
+        await codec.register("docsum.documents")
+        value = await codec.encode(event, "docsum.documents")
+    assert registry.compatibility == {"docsum.documents-value": "FULL_TRANSITIVE"}
+    async with EventCodec(registry.url) as reader:
+        for _ in range(3):
+            assert (await reader.decode(record(value))).event_id == event.event_id
+    assert registry.reads == [1]
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "error"),
+    [
+        (404, {"error_code": 40403, "message": "no"}, SchemaUnknown),
+        (404, {"error_code": 404, "message": "HTTP 404 Not Found"}, RegistryUnavailable),
+        (404, [], RegistryUnavailable),
+        (401, {"message": "who?"}, RegistryUnavailable),
+        (429, {"error_code": 42900}, RegistryUnavailable),
+        (503, {}, RegistryUnavailable),
+        (200, {}, RegistryUnavailable),
+    ],
+)
+async def test_only_its_own_word_makes_a_schema_unknown(
+    registry: Any, status: int, body: Any, error: type[Exception]
+) -> None:
+    registry.failure = (status, body)
+    async with EventCodec(registry.url) as codec:
+        with pytest.raises(error):
+            await codec.decode(record(b"\x00\x00\x00\x00\x05x"))
+        if error is not SchemaUnknown:
+            registry.failure = None  # it recovers, and so do we
+            await codec.register("docsum.documents")
+
+
+async def test_a_registry_that_is_not_there_is_unavailable() -> None:
+    async with EventCodec(f"http://{HOST}:{free_port()}") as codec:
+        with pytest.raises(RegistryUnavailable, match="does not answer"):
+            await codec.decode(record(b"\x00\x00\x00\x00\x05x"))
+
+
+async def test_a_refused_schema_is_a_configuration_error(registry: Any) -> None:
+    registry.failure = (409, {"error_code": 409, "message": "incompatible"})
+    async with EventCodec(registry.url) as codec:
+        with pytest.raises(ConfigurationError, match="refuses our schema under docsum"):
+            await codec.register("docsum.documents")
+
+
+async def test_the_python_sample_publishes_an_event_that_workers_read(
+    broker: Broker, topology: Topology, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from confluent_kafka import Consumer, TopicPartition
+
+    await KafkaAdmin(broker.settings).setup(topology)
+    sample = re.search(r"```python\n(.*?)```", (SCHEMAS / "README.md").read_text(), re.DOTALL)
+    assert sample is not None
+    program = sample[1].replace("localhost:9092", broker.settings.bootstrap_servers)
+    program = program.replace("docsum.documents", topology.documents)
+    monkeypatch.chdir(SCHEMAS.parent)
+    exec(compile(program, "README.md", "exec"), {})
+
+    consumer = Consumer({"bootstrap.servers": broker.settings.bootstrap_servers, "group.id": "sample"})
+    try:
+        consumer.assign([TopicPartition(topology.documents, number, 0) for number in range(3)])
+        message: Any = consumer.poll(20)
+    finally:
+        consumer.close()
+    assert message is not None
+    reference = await EventCodec().decode(
+        delivery_of(
+            message.topic(),
+            message.partition(),
+            message.offset(),
+            message.key(),
+            message.value(),
+            message.headers(),
+            message.timestamp()[1],
+        )
+    )
+    assert (reference.document_id, reference.uri) == ("invoice-42", "s3://invoices/42.pdf")
+    assert (reference.source_version, reference.operation) == ("etag-1", Operation.UPSERT)

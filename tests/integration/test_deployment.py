@@ -1,0 +1,160 @@
+"""The whole thing as a user runs it: real commands on a real stack, the model server judges the money."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.deployment import Deployment, ModelServer
+from tests.support.texts import write_documents
+
+pytestmark = pytest.mark.timeout(400)
+
+
+class House:
+    """One stack for all tests here: starting it takes most of the time."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.model = ModelServer(folder / "model", "--fast", "--latency=0.2")
+        self.deployment = Deployment(
+            folder,
+            ANTHROPIC_API_KEY="a-key",
+            ANTHROPIC_BASE_URL=self.model.url,
+            DOCSUM_MODEL__NAME="local-extractive-1",
+            DOCSUM_RETRY__DELAYS="10s,20s",
+            DOCSUM_FETCH__FILE_ROOTS=str(folder),
+        )
+
+    def run(self, *arguments: str, ok: tuple[int, ...] = (0,)) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.deployment.docsum("run", *arguments, "--json", ok=ok))
+        return found
+
+    def summary(self, path: Path) -> dict[str, Any]:
+        shown = json.loads(self.deployment.docsum("documents", "show", str(path), "--json"))
+        found: dict[str, Any] = shown["summary"]
+        return found
+
+    def accepted(self) -> int:
+        return int(self.model.billed["accepted"])
+
+    def rows(self, run_id: str) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.deployment.docsum("export", "--run", run_id).splitlines()]
+
+    def close(self) -> None:
+        self.deployment.close()
+        self.model.close()
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    made = House(tmp_path_factory.mktemp("house"))
+    yield made
+    made.close()
+
+
+def wait_for(check: Callable[[], bool], within: float = 60) -> None:
+    deadline = time.monotonic() + within
+    while not check():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_the_same_folder_submitted_twice_at_once_is_bought_once(house: House) -> None:
+    documents = house.folder / "twice"
+    write_documents(documents, 60, seed=1)
+    house.deployment.docsum("up", "-d")
+    before = house.accepted()
+    runs = [house.deployment.start("run", str(documents), "--json") for _ in range(2)]
+    shown = [json.loads(run.communicate(timeout=180)[0]) for run in runs]
+    assert [run.returncode for run in runs] == [0, 0]
+    assert house.accepted() - before == 60
+    for one in shown:
+        assert one["done"] + one["skipped"] == one["total"] == 60
+
+
+def test_another_model_and_a_changed_file_show_the_new_summary(house: House) -> None:
+    documents = house.folder / "again"
+    write_documents(documents, 5, seed=2)
+    first = house.run(str(documents))
+    assert first["done"] == 5
+    assert house.run(str(documents))["skipped"] == 5
+    other = house.run(str(documents), "--model", "claude-haiku-5-5")
+    assert other["done"] == 5
+    assert float(other["cost_usd"]) > 0
+    path = documents / "00003.txt"
+    assert house.summary(path)["model"] == "claude-haiku-5-5"
+    path.write_text("The harbour has been closed for good. Nobody will repair the northern wall.\n")
+    changed = house.run(str(documents), "--model", "claude-haiku-5-5")
+    assert (changed["done"], changed["skipped"]) == (1, 4)
+    assert "closed for good" in house.summary(path)["summary"]
+
+
+def test_an_event_that_comes_back_from_a_retry_topic_does_not_show_over_a_newer_one(house: House) -> None:
+    documents = house.folder / "retried"
+    write_documents(documents, 1, seed=3)
+    path = documents / "00000.txt"
+    later = path.stat().st_mtime_ns + 3_600 * 1_000_000_000
+    status = path.stat()
+    line = {
+        "document_id": path.as_uri(),
+        "uri": path.as_uri(),
+        "source_version": f"{later}:{status.st_size}:{status.st_ino}",
+    }
+    manifest = house.folder / "announced-too-early.jsonl"
+    manifest.write_text(json.dumps(line) + "\n")
+    early = house.run(str(manifest), "--no-wait")
+    wait_for(lambda: house.deployment.run_of(early["run_id"])["retrying"] == 1)
+    newer = house.run(str(documents), "--model", "claude-haiku-5-5")
+    assert newer["done"] == 1
+    os.utime(path, ns=(later, later))  # now the source has what was announced
+    wait_for(lambda: house.deployment.run_of(early["run_id"])["remaining"] == 0)
+    assert house.deployment.run_of(early["run_id"])["skipped"] == 1
+    assert house.summary(path)["model"] == "claude-haiku-5-5"
+
+
+def test_rate_limits_and_a_failing_provider_spend_no_attempts(house: House) -> None:
+    documents = house.folder / "limited"
+    write_documents(documents, 40, seed=4)
+    house.model.put(
+        "/_faults",
+        [
+            {"match": {}, "status": 429, "error_type": "rate_limit_error", "retry_after": 1, "times": 20},
+            {"match": {}, "status": 529, "error_type": "overloaded_error", "times": 10},
+            {"match": {}, "kind": "reset", "times": 10},
+        ],
+    )
+    before = house.accepted()
+    shown = house.run(str(documents))
+    assert (shown["done"], shown["dead_lettered"]) == (40, 0)
+    assert {row["attempt"] for row in house.rows(shown["run_id"])} == {1}
+    assert house.accepted() - before == 40
+
+
+def test_a_model_server_that_is_away_is_waited_for(house: House) -> None:
+    documents = house.folder / "away"
+    write_documents(documents, 10, seed=5)
+    house.model.stop()
+    run = house.run(str(documents), "--no-wait")
+    wait_for(lambda: "model_unreachable" in house.deployment.docsum("status"), 60)
+    house.model.start()
+    house.deployment.docsum("runs", "watch", run["run_id"])
+    assert {row["attempt"] for row in house.rows(run["run_id"])} == {1}
+
+
+def test_hopeless_documents_end_with_their_reason_and_exit_code_three(house: House) -> None:
+    documents = house.folder / "hopeless"
+    write_documents(documents, 2, seed=6)
+    (documents / "empty.txt").write_text("")
+    (documents / "program.txt").write_bytes(b"MZ\x90\x00" + bytes(range(256)) * 40)
+    shown = house.run(str(documents), ok=(3,))
+    assert (shown["done"], shown["dead_lettered"]) == (2, 2)
+    reasons = {Path(row["document_id"]).name: row["reason"] for row in house.rows(shown["run_id"])}
+    assert reasons["empty.txt"] == "empty"
+    assert reasons["program.txt"] == "not_a_document"

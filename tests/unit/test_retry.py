@@ -1,0 +1,51 @@
+"""Where a failed delivery goes."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from docsum.errors import REASONS, Disposition
+from docsum.models import Failure
+from docsum.retry import DeadLetter, Retry, decide
+from docsum.topics import Topology
+from tests.support.fakes import delivery
+
+NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
+TOPOLOGY = Topology()
+
+
+def failure(reason: str) -> Failure:
+    return Failure(reason, "It failed.", "fetch", "FetchError")
+
+
+@pytest.mark.parametrize(
+    ("attempt", "expected"),
+    [
+        (1, Retry("docsum.retry.10s", NOW + timedelta(seconds=10))),
+        (2, Retry("docsum.retry.30s", NOW + timedelta(seconds=30))),
+        (3, Retry("docsum.retry.90s", NOW + timedelta(seconds=90))),
+        (4, DeadLetter()),
+        (99, DeadLetter()),
+    ],
+)
+def test_delays_grow_until_no_attempt_is_left(attempt: int, expected: Retry | DeadLetter) -> None:
+    assert decide(failure("source_unavailable"), delivery(attempt=attempt), TOPOLOGY, NOW) == expected
+
+
+@pytest.mark.parametrize("reason", sorted(REASONS))
+def test_what_will_never_work_wastes_no_attempt(reason: str) -> None:
+    decision = decide(failure(reason), delivery(attempt=1), TOPOLOGY, NOW)
+    hopeless = REASONS[reason].disposition is Disposition.DEAD_LETTER
+    assert isinstance(decision, DeadLetter) is hopeless
+
+
+def test_without_delays_everything_is_tried_once() -> None:
+    once = Topology(delays=())
+    assert decide(failure("source_unavailable"), delivery(), once, NOW) == DeadLetter()
+
+
+def test_an_attempt_beyond_shortened_delays_is_the_last() -> None:
+    shortened = Topology(delays=(timedelta(seconds=10),))
+    assert decide(failure("source_unavailable"), delivery(attempt=3), shortened, NOW) == DeadLetter()
