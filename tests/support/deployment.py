@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,15 @@ class Deployment:
 
     def docsum(self, *arguments: str, within: float = 240, ok: tuple[int, ...] = (0,)) -> str:
         """Standard output of a command that must end with one of these codes."""
+        return self._run(arguments, within, ok).stdout
+
+    def ends(self, *arguments: str, within: float = 600, ok: tuple[int, ...] = (0,)) -> int:
+        """With which of these codes a command ends."""
+        return self._run(arguments, within, ok).returncode
+
+    def _run(
+        self, arguments: Sequence[str], within: float, ok: Sequence[int]
+    ) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
             [sys.executable, "-m", "docsum", *arguments],
             env=self.environment,
@@ -97,7 +107,7 @@ class Deployment:
         assert done.returncode in ok, (
             f"docsum {' '.join(arguments)}: {done.returncode}\n{done.stdout}\n{done.stderr}"
         )
-        return done.stdout
+        return done
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """A command in the background."""
