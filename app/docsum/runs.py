@@ -126,7 +126,7 @@ async def follow(run_id: UUID, store: SummaryStore, clock: Clock) -> AsyncIterat
         stands_still = last.run.state in (RunState.INTERRUPTED, RunState.CANCELLED)
         if not last.trouble and (last.finished or (stands_still and not last.progress.remaining)):
             return
-        await clock.sleep(0.5 if last.progress.total < 10_000 else 2.0)
+        await clock.sleep(0.5 if last.progress.total < 1_000 else 2.0)
 
 
 class _Publisher:

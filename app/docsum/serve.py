@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import platform
 import signal
@@ -149,6 +150,7 @@ async def _work(settings: Settings, stop: asyncio.Event, set_up: bool) -> None:
         port = await enter(
             health.serve(settings.worker.host, settings.worker.port, metrics, lambda: worker.is_member)
         )
+        _calm_the_collector()
         log.info("worker started", action="start", worker=name, model=settings.model.name, port=port)
         beats = asyncio.create_task(_beat(worker, store, observer, name, clock))
         try:
@@ -157,6 +159,16 @@ async def _work(settings: Settings, stop: asyncio.Event, set_up: bool) -> None:
             beats.cancel()
             await _store_what_was_paid(summariser, store, settings.worker.shutdown_timeout)
             log.info("worker stopped", action="stop", worker=name)
+
+
+def _calm_the_collector() -> None:
+    """What start-up has made stays: without this, collections cost a sixth of a worker's processor time.
+
+    Cycles of the work itself are still found, less often: memory stayed the same over thousands of documents.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 50, 100)
 
 
 def _membership(settings: Settings, retries: Sequence[str]) -> Membership:

@@ -142,7 +142,8 @@ class Extract(_Group):
 
 class Store(_Group):
     flush_interval: Duration = Field(
-        timedelta(milliseconds=250), description="Least time between two flushes; the local stack uses 20ms"
+        timedelta(milliseconds=250),
+        description="Least time between two flushes; an idle store does not wait",
     )
 
 

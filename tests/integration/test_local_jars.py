@@ -127,10 +127,12 @@ def test_an_interrupted_download_goes_on_where_it_was(
             assert time.monotonic() < deadline
         popen.send_signal(number)
         mirror.released.set()
-    assert names(tmp_path) == {f"{name}-1.0.jar" for name in mirror.contents if name != "delta"}
+    # The stalled transfer may have ended before the signal was looked at; then it is whole, as all are.
+    missing = {f"{name}-1.0.jar" for name in mirror.contents} - names(tmp_path)
+    assert missing <= {"delta-1.0.jar"}
     mirror.stalled, mirror.served = set(), []
     fetch(mirror.jars(), tmp_path, ignore, mirror.address)
-    assert mirror.served == ["delta"]
+    assert mirror.served == ["delta"] * len(missing)
     assert {path.name for path in tmp_path.iterdir()} == names(tmp_path) | {".lock"}
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import ctypes
+import encodings.aliases
+import importlib
 import json
 import logging
 import os
@@ -147,15 +150,14 @@ def _die_with_parent() -> None:
 
 
 def _import_libraries() -> None:
-    """Now, not in the time of the first document."""
+    """All that is ever imported: not in the time of the first document, and before the right to read goes."""
     # An option of trafilatura that brings numpy: 190 ms and 40 MB for a language that we do not ask for.
     sys.modules["py3langid"] = None  # type: ignore[assignment]
-    import lxml.html
-    import pypdf
-    import pypdfium2
-    import trafilatura
-
-    del lxml, pypdf, pypdfium2, trafilatura
+    for module in ("charset_normalizer", "lxml.html", "pypdf.filters", "pypdfium2.raw", "trafilatura"):
+        importlib.import_module(module)
+    for encoding in set(encodings.aliases.aliases.values()):
+        with contextlib.suppress(LookupError):  # some are for Windows alone
+            codecs.lookup(encoding)
 
 
 if __name__ == "__main__":

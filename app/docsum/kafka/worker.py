@@ -68,8 +68,12 @@ class Membership:
 
     @property
     def high(self) -> int:
-        """Deliveries of a partition held before fetching stops."""
-        return max(64, 8 * self.slots)
+        """Deliveries of a partition held before fetching stops.
+
+        Enough to keep the slots busy over a fetch; more would only delay the first ones of other partitions,
+        for Faust hands out one partition's records before the next one's.
+        """
+        return max(48, 3 * self.slots)
 
 
 class KafkaWorker:

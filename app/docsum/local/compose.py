@@ -212,9 +212,6 @@ async def _with_current_settings(settings: Settings, state: StackState, local_mo
 
 def _reached(settings: Settings, addresses: Mapping[str, str]) -> Settings:
     token = _token_file(settings.home).read_text().strip()
-    store = settings.store
-    if "flush_interval" not in store.model_fields_set:
-        store = store.model_copy(update={"flush_interval": timedelta(milliseconds=20)})
     model = settings.model
     if uses_local_model(settings):
         model = model.model_copy(update={"base_url": addresses["model"]})
@@ -224,7 +221,6 @@ def _reached(settings: Settings, addresses: Mapping[str, str]) -> Settings:
             "clickhouse": settings.clickhouse.model_copy(
                 update={"url": addresses["clickhouse"], "user": "default", "password": SecretStr(token)}
             ),
-            "store": store,
             "model": model,
         }
     )

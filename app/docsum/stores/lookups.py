@@ -15,7 +15,10 @@ _CLOSED = "The store was closed before it answered."
 
 
 class Lookup(Generic[V]):
-    """Gathers keys for a few milliseconds, or until there are `limit`; queries run side by side."""
+    """Gathers keys for a few milliseconds, while a query is under way, or until there are `limit`.
+
+    A query costs the store about the same for one key as for fifty, so there is one at a time as a rule.
+    """
 
     def __init__(
         self,
@@ -40,7 +43,7 @@ class Lookup(Generic[V]):
         self._waiting.setdefault(key, []).append(answer)
         if len(self._waiting) >= self._limit:
             self._send()
-        elif self._timer is None:
+        elif self._timer is None and not self._queries:
             self._timer = loop.call_later(self._gather, self._send)
         return await answer
 
@@ -70,6 +73,8 @@ class Lookup(Generic[V]):
         self, waiting: Mapping[str, Sequence[asyncio.Future[V]]], query: asyncio.Task[Mapping[str, V]]
     ) -> None:
         self._queries.discard(query)
+        if self._waiting and not self._queries:
+            self._send()
         error = StoreUnavailable(_CLOSED) if query.cancelled() else query.exception()
         for key, answers in waiting.items():
             for answer in answers:
