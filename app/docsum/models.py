@@ -85,7 +85,7 @@ class Delivery:
     at: Coordinates
     key: bytes | None
     value: bytes | None
-    headers: tuple[tuple[str, bytes], ...]
+    headers: tuple[tuple[str, bytes | None], ...]
     timestamp_ms: int  # of this record; -1 when the broker has none
     origin: Coordinates  # of the first record; this one's own until it has been copied
     origin_timestamp_ms: int  # first publish; kept over retries and replays
@@ -304,7 +304,7 @@ class RecordCopy:
     partition: int | None
     key: bytes | None
     value: bytes | None
-    headers: tuple[tuple[str, bytes], ...]
+    headers: tuple[tuple[str, bytes | None], ...]
 
 
 class RunState(enum.StrEnum):

@@ -19,6 +19,7 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
+from docsum.local.loopback import free_port
 from tests.support.broker import Broker
 from tests.support.waiting import eventually
 
@@ -278,3 +279,13 @@ async def test_partitions_without_an_offset_get_one_on_assignment(group: Group) 
     await eventually(
         lambda: set(group.committed().values()) == {0}, 30, "a committed offset on every partition"
     )
+
+
+async def test_a_worker_that_cannot_reach_the_broker_ends_so_that_it_is_started_again(
+    broker: Broker, tmp_path: Path
+) -> None:
+    group = Group(broker.settings.bootstrap_servers, tmp_path, ("none",))
+    group.brokers = f"127.0.0.1:{free_port()}"
+    worker = group.start()
+    await eventually(lambda: worker.poll() is not None, 90, "the worker ended")
+    assert worker.returncode == 1

@@ -29,7 +29,7 @@ def record(value: bytes | None, *, offset: int = 7, timestamp_ms: int = to_ms(NO
     return delivery_of("docsum.documents", 3, offset, b"doc-1", value, (), timestamp_ms)
 
 
-def moved(delivery: Delivery, topic: str, headers: tuple[tuple[str, bytes], ...]) -> Delivery:
+def moved(delivery: Delivery, topic: str, headers: tuple[tuple[str, bytes | None], ...]) -> Delivery:
     """The copy as it is consumed from another topic, later, elsewhere."""
     later = delivery.timestamp_ms + 12_345
     return delivery_of(topic, 0, delivery.at.offset + 100, delivery.key, delivery.value, headers, later)

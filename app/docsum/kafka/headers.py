@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 
 from docsum.models import EPOCH, Coordinates, Delivery, DocumentReference, Failure, from_ms, to_ms
 
-Headers = tuple[tuple[str, bytes], ...]
+Headers = tuple[tuple[str, bytes | None], ...]
 
 ORIGINAL_TOPIC = "docsum-orig-topic"
 ORIGINAL_PARTITION = "docsum-orig-partition"
@@ -81,7 +81,7 @@ def delivery_of(  # noqa: PLR0917 - the parts of a consumed record, in Kafka's o
     timestamp_ms: int,
 ) -> Delivery:
     """A consumed record as a delivery. A header of ours that makes no sense counts as absent."""
-    carried = tuple((name, b"" if content is None else content) for name, content in headers or ())
+    carried = tuple(headers or ())
     ours = _ours(carried)
     at = Coordinates(topic, partition, offset)
     published_ms = _number(ours, ORIGINAL_TIMESTAMP, 0, _LAST_MS)
@@ -219,7 +219,7 @@ def _last_entries(log: str) -> str:
 
 def _ours(headers: Headers) -> dict[str, bytes]:
     """Where a name is there twice the last one counts, as in Kafka's own clients."""
-    return {name: value for name, value in headers if name in LIMITS}
+    return {name: value for name, value in headers if name in LIMITS and value is not None}
 
 
 def _texts(delivery: Delivery) -> dict[str, str]:

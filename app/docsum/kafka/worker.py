@@ -135,14 +135,12 @@ class KafkaWorker:
             asyncio.create_task(self._every(COMMIT_EVERY, self._commit_all)),
             asyncio.create_task(self._every(WATCH_EVERY, self._watch)),
         ]
-        start = asyncio.create_task(self._app.start())
+        start = asyncio.create_task(self._start())
         stopped = asyncio.create_task(stop.wait())
         fallen = asyncio.create_task(self._fallen())
         try:
             ends: set[asyncio.Future[Any]] = {stopped, fallen, self._crashed}
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-            if start.done() and not start.cancelled() and start.exception() is not None:
-                raise BrokerUnavailable("The consumer could not start.") from start.exception()
             if self._crashed.done():
                 self._crashed.result()
             if fallen.done():
@@ -153,6 +151,14 @@ class KafkaWorker:
             for task in (*timers, stopped, fallen):
                 task.cancel()
             await self._leave(start)
+
+    async def _start(self) -> None:
+        try:
+            await self._app.start()
+        except Exception as error:
+            failed = BrokerUnavailable(f"The consumer could not start: {error!r}")
+            failed.__cause__ = error
+            self._crash(failed)
 
     async def _fallen(self) -> None:
         await self._app._crashed.wait()
