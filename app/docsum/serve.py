@@ -9,7 +9,7 @@ import platform
 import signal
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
@@ -29,7 +29,7 @@ from docsum.kafka.security import aiokafka_security, faust_credentials
 from docsum.kafka.worker import KafkaWorker, Membership
 from docsum.models import Lane, Outcome, WorkerStatus
 from docsum.pipeline import Pipeline, Trip
-from docsum.ports import Clock, SystemClock
+from docsum.ports import SystemClock
 from docsum.settings import Settings
 from docsum.stores.clickhouse import ClickHouseStore
 from docsum.summarisers.anthropic import AnthropicSummariser, make_client
@@ -152,12 +152,15 @@ async def _work(settings: Settings, stop: asyncio.Event, set_up: bool) -> None:
         )
         _calm_the_collector()
         log.info("worker started", action="start", worker=name, model=settings.model.name, port=port)
-        beats = asyncio.create_task(_beat(worker, store, observer, name, clock))
+        beat = _heart(worker, store, observer, name)
+        beating = asyncio.create_task(_go_on_beating(beat))
         try:
             await worker.run(stop)
         finally:
-            beats.cancel()
+            beating.cancel()
             await _store_what_was_paid(summariser, store, settings.worker.shutdown_timeout)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(beat(True), 2)
             log.info("worker stopped", action="stop", worker=name)
 
 
@@ -212,12 +215,15 @@ async def _when_there(stop: asyncio.Event, enter: Callable[[], Awaitable[T]]) ->
             wait = min(wait * 1.2, 5.0)
 
 
-async def _beat(
-    worker: KafkaWorker, store: ClickHouseStore, observer: WorkerObserver, name: str, clock: Clock
-) -> None:
-    """Write the heartbeat row; a store that is down misses it and that is all."""
+Beat = Callable[[bool], Awaitable[None]]
+
+
+def _heart(worker: KafkaWorker, store: ClickHouseStore, observer: WorkerObserver, name: str) -> Beat:
+    """Writes the heartbeat row, `stopped` or not; a store that is down misses it and that is all."""
+    clock = SystemClock()
     started = clock.now()
-    while True:
+
+    async def beat(stopped: bool) -> None:
         status = WorkerStatus(
             worker=name,
             host=platform.node(),
@@ -228,11 +234,19 @@ async def _beat(
             partitions=worker.partitions,
             in_flight=len(worker.running),
             holds=observer.holds(),
+            stopped=stopped,
         )
         try:
             await store.beat(status)
         except DocsumError as error:
             log.debug("no heartbeat", action="beat", message=str(error))
+
+    return beat
+
+
+async def _go_on_beating(beat: Beat) -> None:
+    while True:
+        await beat(False)
         await asyncio.sleep(HEARTBEAT.total_seconds())
 
 

@@ -53,7 +53,6 @@ class PartitionQueue:
     running: dict[asyncio.Task[None], Trip] = field(default_factory=dict)
     committed: int | None = None
     paused: bool = False
-    changed: asyncio.Event = field(default_factory=asyncio.Event)  # set whenever a delivery ends
     _timer: asyncio.TimerHandle | None = None
 
     def put(self, delivery: Delivery) -> None:
@@ -112,7 +111,6 @@ class PartitionQueue:
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         del self.running[task]
-        self.changed.set()
         self.start_due()
 
     def drain(self) -> None:

@@ -114,11 +114,6 @@ class KafkaWorker:
         return tuple(trip for queue in self._queues.values() for trip in queue.running.values())
 
     @property
-    def waiting(self) -> int:
-        """Deliveries held in memory that have not been started."""
-        return sum(len(queue.waiting) for queue in self._queues.values())
-
-    @property
     def is_member(self) -> bool:
         coordinator = self._coordinator()
         return bool(
