@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
@@ -95,19 +95,9 @@ def _origin(name: str, environment: set[str], dotenv: set[str]) -> str:
 def _value(settings: Settings, name: str) -> str:
     from pydantic import SecretStr
 
+    from docsum.settings import text_of
+
     value: object = settings
     for part in name.removeprefix("DOCSUM_").lower().split("__"):
         value = getattr(value, part)
-    return (_MASK if value.get_secret_value() else "") if isinstance(value, SecretStr) else _text(value)
-
-
-def _text(value: object) -> str:
-    from datetime import timedelta
-
-    from docsum.topics import duration_name
-
-    if isinstance(value, timedelta):
-        return duration_name(value)
-    if isinstance(value, tuple):
-        return ",".join(map(_text, value))
-    return "" if isinstance(value, Mapping) else str(value)
+    return (_MASK if value.get_secret_value() else "") if isinstance(value, SecretStr) else text_of(value)

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-#: Seconds; model calls take from a quarter of a second to two minutes.
-CALL_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8, 16, 32, 64, 128)
+#: Seconds; with its model call a delivery takes from a quarter of a second to two minutes.
+BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8, 16, 32, 64, 128)
 
 
 class Metrics:
@@ -46,21 +46,8 @@ class Metrics:
             "docsum_processing_seconds",
             "Seconds from start of work on a delivery to its durable outcome",
             ["outcome"],
-            buckets=CALL_BUCKETS,
+            buckets=BUCKETS,
             registry=registry,
-        )
-        self.calls = Histogram(
-            "docsum_model_call_seconds",
-            "Seconds of one model call, by model and status of the answer",
-            ["model", "status"],
-            buckets=CALL_BUCKETS,
-            registry=registry,
-        )
-        self.tokens = Counter(
-            "docsum_model_tokens", "Billed tokens, by model and kind", ["model", "kind"], registry=registry
-        )
-        self.cost = Counter(
-            "docsum_model_cost_usd", "US dollars of paid calls, by model", ["model"], registry=registry
         )
         self.unstored = Gauge(
             "docsum_store_buffered_rows", "Rows that wait for the next flush", registry=registry
