@@ -45,7 +45,13 @@ check: $(VENV)/.dev  ## lint, types, import directions and unit tests: under a m
 	$(BIN)/lint-imports
 	$(BIN)/pytest tests/unit
 
-test: check  ## everything but benches and long chaos
+# The S3 server of the tests cannot live beside the engine's pandas: an environment of its own.
+$(VENV)/.s3: requirements/s3.txt | $(UV)
+	@$(UV) venv --quiet --clear --python $(BIN)/python $(VENV)/s3
+	@$(UV) pip sync --quiet --python $(VENV)/s3/bin/python --require-hashes requirements/s3.txt
+	@touch $@
+
+test: check $(VENV)/.s3  ## everything but benches and long chaos
 	$(BIN)/pytest tests/contract tests/integration tests/chaos
 
 bench: $(VENV)/.dev  ## docsum beside the bare SDK loops: a table and bench-results/*.json
@@ -55,10 +61,11 @@ format: $(VENV)/.dev  ## write the code as the house would
 	$(BIN)/ruff format app tests
 	$(BIN)/ruff check --fix app tests
 
-COMPILE := $(UV) pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-header --no-annotate pyproject.toml
+COMPILE := $(UV) pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-header --no-annotate
 lock: | $(UV)  ## renew the hashed requirement files
-	$(COMPILE) --upgrade -o requirements/runtime.txt
-	$(COMPILE) --upgrade --extra local -c requirements/runtime.txt -o requirements/local.txt
-	$(COMPILE) --upgrade --extra local --group dev -c requirements/local.txt -o requirements/dev.txt
+	$(COMPILE) pyproject.toml --upgrade -o requirements/runtime.txt
+	$(COMPILE) pyproject.toml --upgrade --extra local --extra parquet -c requirements/runtime.txt -o requirements/local.txt
+	$(COMPILE) pyproject.toml --upgrade --extra local --extra parquet --group dev -c requirements/local.txt -o requirements/dev.txt
+	$(COMPILE) --upgrade --group pyproject.toml:s3 -o requirements/s3.txt
 
 .PHONY: help demo check test bench format lock link

@@ -14,6 +14,7 @@ pytest_plugins = ["tests.support.broker", "tests.support.engine"]
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--chaos-documents", default="300", help="documents of the kill test")
     parser.addoption("--chaos-seed", default="1", help="seed of its schedule")
+    parser.addoption("--held-documents", default="1000", help="documents of a paused run in the held topic")
 
 
 @pytest.fixture(autouse=True)

@@ -5,19 +5,23 @@ DocsumError
  |  + ModelKeyRejected           401, 403                                STOP
  |  + ModelUnknown               404 for the model                       STOP
  |  + StoreMisconfigured         missing table or grant                  STOP
+ + WorkPaused                   by a person or the flood guard         PAUSE
+ + DailyBudgetSpent                                                     PAUSE
  + InvalidEvent                  not an event of ours                    DEAD_LETTER
  + FetchError
  |  + SourceNotFound             the file or object is not there         DEAD_LETTER
  |  + SourceNotAllowed           outside the allow-lists                 DEAD_LETTER
  |  + SourceTooLarge             larger than FETCH__MAX_BYTES            DEAD_LETTER
  |  + SourceOutdated             older than announced                    RETRY
+ |  + SourceForbidden            the source says no to these credentials RETRY
  |  + SourceUnavailable          may work later                          RETRY
+ |  + SourceDown                 nothing comes from its host or bucket   DEFER
  |  + SourceRootMissing          the whole file root is not mounted      PAUSE
  + ExtractError                                                          DEAD_LETTER
  |  + Encrypted, Scanned, NotADocument, DocumentBomb, Undecodable, EmptyDocument, ExtractTimeout
  |  + ExtractorCrashed           the child died twice                    DEAD_LETTER
  + ModelError
- |  + TooLong                    over the single-shot size               DEAD_LETTER
+ |  + TooLong                    too long even in parts                  DEAD_LETTER
  |  + ModelRefused               the model declined                      DEAD_LETTER
  |  + ModelRejectedDocument      400 for this document                   DEAD_LETTER
  |  + ModelAnswerInvalid         broke the schema, or was cut, twice     DEAD_LETTER
@@ -30,6 +34,7 @@ DocsumError
  |  + RowRefused                 the store refuses this one row          RETRY
  + BrokerError
     + BrokerUnavailable          a copy could not be acknowledged        PAUSE
+    |  + BrokerRefused           a grant or a limit is in its way        PAUSE
     + RegistryUnavailable        the schema registry does not answer     PAUSE
     + SchemaUnknown              the registry does not know the id       RETRY
 Anything else is `internal_error`                                        RETRY
@@ -52,6 +57,7 @@ class Disposition(enum.StrEnum):
     DEAD_LETTER = "dead_letter"  # will never work
     HOLD = "hold"  # perhaps everyone's trouble: stay at the step for a while, then RETRY
     PAUSE = "pause"  # everyone's trouble: stay at the step until it is over
+    DEFER = "defer"  # its source is out of order: the longest retry topic, no attempt spent
     STOP = "stop"  # ours: at start exit 78, at run time stay at the step and say so
 
 
@@ -79,6 +85,14 @@ class StoreMisconfigured(ConfigurationError):
     """A table, column or grant is missing in the store."""
 
 
+class WorkPaused(DocsumError):
+    """Somebody has paused all work, or the live events."""
+
+
+class DailyBudgetSpent(DocsumError):
+    """What may be spent in a day is spent."""
+
+
 class InvalidEvent(DocsumError):
     """The record is not a document reference."""
 
@@ -103,8 +117,16 @@ class SourceOutdated(FetchError):
     """The source still has an older state than was announced."""
 
 
+class SourceForbidden(FetchError):
+    """The source refuses to give the document to these credentials."""
+
+
 class SourceUnavailable(FetchError):
     """The source did not give the document this time."""
+
+
+class SourceDown(FetchError):
+    """The host or bucket of the document gives nothing to anybody at the moment."""
 
 
 class SourceRootMissing(FetchError):
@@ -121,6 +143,10 @@ class Encrypted(ExtractError):
 
 class Scanned(ExtractError):
     """The pages are pictures without text."""
+
+    def __init__(self, message: str = "", *, pages: int | None = None) -> None:
+        super().__init__(message)
+        self.pages = pages
 
 
 class NotADocument(ExtractError):
@@ -152,7 +178,7 @@ class ModelError(DocsumError):
 
 
 class TooLong(ModelError):
-    """The text is longer than one request may be."""
+    """The text is too long, even in parts."""
 
 
 class ModelRefused(ModelError):
@@ -201,6 +227,10 @@ class BrokerError(DocsumError):
 
 class BrokerUnavailable(BrokerError):
     """Kafka did not acknowledge the record."""
+
+
+class BrokerRefused(BrokerUnavailable):
+    """Kafka refuses the record."""
 
 
 class RegistryUnavailable(BrokerError):
@@ -255,6 +285,18 @@ FAILURES: dict[type[DocsumError], Row] = {
         "A table, column or grant is missing in ClickHouse.",
         "Run `docsum setup store` with a user that may create tables.",
     ),
+    WorkPaused: Row(
+        "paused",
+        _D.PAUSE,
+        "Work is paused.",
+        "See why with `docsum status`; `docsum resume --all` goes on.",
+    ),
+    DailyBudgetSpent: Row(
+        "daily_budget",
+        _D.PAUSE,
+        "The day's budget is spent.",
+        "It goes on at midnight UTC; `docsum resume --all` grants the same again.",
+    ),
     InvalidEvent: Row(
         "invalid_event",
         _D.DEAD_LETTER,
@@ -277,7 +319,7 @@ FAILURES: dict[type[DocsumError], Row] = {
         "source_not_allowed",
         _D.DEAD_LETTER,
         "The address is outside what docsum may read.",
-        "Add its folder to DOCSUM_FETCH__FILE_ROOTS, its bucket to __BUCKETS or its host to __HOSTS.",
+        "Allow it: DOCSUM_FETCH__FILE_ROOTS for folders, __BUCKETS, __HOSTS (and __PRIVATE_HOSTS).",
     ),
     SourceTooLarge: Row(
         "too_large",
@@ -291,11 +333,23 @@ FAILURES: dict[type[DocsumError], Row] = {
         "The source still has an older state than was announced.",
         "Usually passes; else check the announcing system's clock.",
     ),
+    SourceForbidden: Row(
+        "source_forbidden",
+        _D.RETRY,
+        "The source refuses to give the document to these credentials.",
+        "Let the workers' credentials read it; then replay or run again.",
+    ),
     SourceUnavailable: Row(
         "source_unavailable",
         _D.RETRY,
         "The source did not give the document.",
         "Check the source; replay when it is back.",
+    ),
+    SourceDown: Row(
+        "source_down",
+        _D.DEFER,
+        "The host or bucket of the document is out of order.",
+        "Check it; its documents wait in the longest retry topic and go on by themselves for a day.",
     ),
     SourceRootMissing: Row(
         "source_root_missing",
@@ -319,7 +373,7 @@ FAILURES: dict[type[DocsumError], Row] = {
         "scanned",
         _D.DEAD_LETTER,
         "The pages are pictures without text.",
-        "Run it through OCR and run again.",
+        "Run it through OCR, or run again with --scanned send-pdf (dearer).",
     ),
     NotADocument: Row(
         "not_a_document",
@@ -366,8 +420,8 @@ FAILURES: dict[type[DocsumError], Row] = {
     TooLong: Row(
         "too_long",
         _D.DEAD_LETTER,
-        "The text is longer than one request may be.",
-        "Split the document into parts and run again.",
+        "The text is too long, even in parts.",
+        "Raise the limit that the message names, or split the document.",
     ),
     ModelRefused: Row(
         "refused",
@@ -440,6 +494,12 @@ FAILURES: dict[type[DocsumError], Row] = {
         _D.PAUSE,
         "Kafka did not acknowledge a record.",
         "Check the broker and the grants of the topic; work goes on by itself.",
+    ),
+    BrokerRefused: Row(
+        "broker_refused",
+        _D.PAUSE,
+        "Kafka refuses a record.",
+        "Correct the grants, the user or the topic: `docsum setup topics --check`; work goes on by itself.",
     ),
     RegistryUnavailable: Row(
         "registry_unavailable",

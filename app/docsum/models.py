@@ -133,6 +133,10 @@ class Document:
     path: Path | None = None
     name: str = ""  # the last part of the URI: for messages, never to decide what it is
 
+    def read(self) -> bytes:
+        """All of it; blocks where it lies in a file."""
+        return (self.content or b"") if self.path is None else self.path.read_bytes()
+
     def discard(self) -> None:
         """Remove the temporary file, if there is one. May be called twice."""
         if self.path is not None:
@@ -147,6 +151,7 @@ class ExtractedText:
     media_type: str
     pages: int | None = None
     truncated: bool = False
+    pdf: bytes | None = None  # the document itself where its pages are pictures and the recipe sends them
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +165,8 @@ class Recipe:
     prompt_version: str = "1"
     max_output_tokens: int = 2_000
     effort: str = "low"
+    single_shot_tokens: int = 60_000  # a longer text is read in chunks of at most that
+    scanned: str = "fail"  # or "send-pdf": pages that are pictures go to the model as they are
 
     @property
     def id(self) -> str:
@@ -226,6 +233,9 @@ class Summary:
     output_tokens: int = 0
     cost: Decimal = Decimal(0)  # paid for this summary now; 0 when the answer was reused
     reused: bool = False
+    chunks: int = 1  # calls that read the text; more than one for a long document
+    coverage: float = 1.0  # share of the document's text that was read, 0 to 1
+    truncated: bool = False  # the text was cut at a size limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,6 +294,7 @@ class Retried:
     topic: str
     not_before: datetime
     failure: Failure
+    spent: bool = True  # false: the attempt does not count
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,7 +304,14 @@ class DeadLettered:
     failure: Failure
 
 
-Outcome = Stored | Skipped | Retried | DeadLettered
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A copy rests in the held topic until its run is resumed: no attempt is spent."""
+
+    reason: str  # the sentence of the run's control
+
+
+Outcome = Stored | Skipped | Retried | DeadLettered | Held
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,13 +326,35 @@ class RecordCopy:
 
 
 class RunState(enum.StrEnum):
-    """The state of a run as its row says it; finished is derived, never stored."""
+    """How far the publisher of a run is; finished is derived, never stored."""
 
     PUBLISHING = "publishing"
     PUBLISHED = "published"
     INTERRUPTED = "publishing-interrupted"
+
+
+class ControlState(enum.StrEnum):
+    """What a person, a budget or the flood guard wants of a run."""
+
+    RUNNING = "running"
     PAUSED = "paused"
-    CANCELLED = "cancelled"
+    CANCELLED = "cancelled"  # final
+
+
+#: Targets of a `Control` that are no run: all work, and the live events (those without a run).
+ALL_WORK, LIVE_EVENTS = UUID(int=0), UUID(int=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """What is wanted of a run, of all work or of the live events. The newest one counts."""
+
+    target: UUID
+    state: ControlState = ControlState.RUNNING
+    reason: str = ""  # one sentence: why it is paused or cancelled
+    budget: Decimal | None = None  # US dollars; it pauses when so much has been spent
+    unguarded: bool = False  # the flood guard lets it pass: somebody accepted its dead letters
+    changed_at: datetime = EPOCH
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,6 +373,11 @@ class Run:
     force: bool = False
     listed: int = 0  # sources seen by the publisher so far
     unreadable: int = 0  # sources that could not be announced
+    control: Control | None = None  # read only, see `SummaryStore.save_control`; None = nothing was asked
+
+    @property
+    def wanted(self) -> ControlState:
+        return self.control.state if self.control else ControlState.RUNNING
 
 
 @dataclass(frozen=True, slots=True)
@@ -422,6 +467,44 @@ class DeadLetterRow:
 
 
 DEAD_LETTER_STATES = ("open", "replayed", "parked", "discarded")
+#: What a reader may also see: the document has been stored as new as the event that failed.
+RESOLVED = "resolved"
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetterFilter:
+    """Which dead letters are meant; an empty field means any."""
+
+    states: tuple[str, ...] = ("open",)
+    reasons: tuple[str, ...] = ()
+    documents: tuple[str, ...] = ()
+    run_id: UUID | None = None
+    since: datetime | None = None  # failed at or after
+    until: datetime | None = None  # failed before
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetterGroup:
+    """The dead letters of one reason in one state."""
+
+    reason: str
+    state: str
+    count: int
+    documents: int  # distinct
+    oldest: datetime
+    newest: datetime
+    sample: str  # one of the messages
+
+
+@dataclass(frozen=True, slots=True)
+class AuditRow:
+    """What a person did that moved or dropped work."""
+
+    at: datetime
+    who: str
+    action: str  # dlq replay, dlq discard, runs cancel, ...
+    detail: str  # one sentence
+    count: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -464,3 +547,59 @@ class WorkerStatus:
     in_flight: int = 0
     holds: tuple[str, ...] = ()  # one sentence each: step, reason, since, next try
     stopped: bool = False
+
+
+# -- money and traces: what the store is asked about --------------------------------------------------------
+
+
+class CostBy(enum.StrEnum):
+    """What the money is counted by."""
+
+    RUN = "run"
+    MODEL = "model"
+    DAY = "day"
+    REASON = "reason"  # the status of the answer: what the money went for
+
+
+@dataclass(frozen=True, slots=True)
+class CostLine:
+    """What was paid for one run, model, day or status."""
+
+    key: str  # run id ("" for live events), model, UTC day or status; "" for the total
+    statuses: Mapping[str, int] = field(default_factory=dict)  # status of an answer -> calls
+    usage: Usage = field(default_factory=Usage)
+    cost: Decimal = Decimal(0)
+    documents: int = 0  # distinct ones that were paid for: one may be in several lines
+
+    @property
+    def calls(self) -> int:
+        return sum(self.statuses.values())
+
+    @property
+    def unusable(self) -> int:
+        return self.calls - self.statuses.get("ok", 0)
+
+    @property
+    def per_document(self) -> Decimal:
+        """0 when nothing was paid for."""
+        return self.cost / self.documents if self.documents else Decimal(0)
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """The ledger, counted up."""
+
+    lines: tuple[CostLine, ...]  # dearest first; days in their order
+    total: CostLine
+    reused: int = 0  # newest summaries that were made of an answer which was there already
+    saved: Decimal = Decimal(0)  # what those answers had cost; at least, as of a long text one counts
+
+
+@dataclass(frozen=True, slots=True)
+class Traces:
+    """What the store holds of one document's content: what a purge takes away, and what it leaves."""
+
+    summaries: int = 0  # stored versions that are no tombstones
+    answers: int = 0  # paid answers whose text nobody else uses
+    shared: int = 0  # paid answers that the newest summary of another document stands on: they stay
+    messages: int = 0  # rows with an error message

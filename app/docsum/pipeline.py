@@ -13,23 +13,47 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from decimal import Decimal
+from functools import partial
 from random import uniform
 from typing import TypeVar
+from urllib.parse import urlsplit
+from uuid import UUID
 
-from docsum.errors import Disposition, DocsumError, classify, row_of
+from docsum.breakers import Breaker, Breakers
+from docsum.errors import (
+    DailyBudgetSpent,
+    Disposition,
+    DocsumError,
+    ModelRateLimited,
+    Scanned,
+    SourceDown,
+    SourceUnavailable,
+    StoreError,
+    WorkPaused,
+    classify,
+    row_of,
+)
+from docsum.flood import SUSPICIOUS, FloodGuard
 from docsum.models import (
+    ALL_WORK,
+    LIVE_EVENTS,
+    Control,
+    ControlState,
     Coordinates,
     DeadLettered,
     DeadLetterRow,
     Delivery,
+    Document,
     DocumentReference,
+    ExtractedText,
     Failure,
     FailureRow,
+    Held,
     Known,
     Operation,
     Outcome,
@@ -38,7 +62,6 @@ from docsum.models import (
     Rows,
     Run,
     RunDocumentRow,
-    RunState,
     Skipped,
     SkipReason,
     State,
@@ -62,11 +85,19 @@ from docsum.retry import DeadLetter, decide
 from docsum.topics import Topology
 
 T = TypeVar("T")
+#: Failures at the model that are no document's own.
+_SHARED = (Disposition.HOLD, Disposition.PAUSE, Disposition.STOP)
 
 #: A provider's own trouble is waited out this long before it counts as this document's.
 PATIENCE = timedelta(seconds=60)
+#: A pause is looked at again this often.
+LOOK_AGAIN = timedelta(seconds=2)
+#: After so many other documents have got through, a fault is this document's own.
+OTHERS = 3
 #: No hold with a document's text in memory lasts longer; after it the document is read again.
 TEXT_PATIENCE = timedelta(seconds=60)
+#: What one request of the Messages API takes: 32 MB in base64, 100 pages with the smaller models.
+MOST_SCANNED_BYTES, MOST_SCANNED_PAGES = 22_000_000, 100
 #: Waits between two tries of a held step grow from the first to the second.
 FIRST_WAIT, LONGEST_WAIT = timedelta(seconds=0.5), timedelta(seconds=30)
 #: Texts and small documents in memory at once in one worker; a larger single one is admitted alone.
@@ -80,14 +111,28 @@ class Trip:
     delivery: Delivery
     stage: str = "decode"
     reference: DocumentReference | None = None
+    run: Run | None = None
     paid: bool = False  # a model call was made for it: on a rebalance it may finish
     held: Failure | None = None
-    faltering_since: float | None = None  # monotonic; the first of a row of HOLD failures
+    faltering: tuple[float, int] | None = None  # first of a row of HOLD failures: when, at which success
+
+    @property
+    def document_id(self) -> str:
+        return self.reference.document_id if self.reference else ""
 
     @property
     def may_let_go(self) -> bool:
         """True while giving it up costs no money and undoes no effect: another owner starts it afresh."""
         return not self.paid and self.stage not in ("publish", "store")
+
+
+def source_of(uri: str) -> str | None:
+    """What may be out of order as a whole: the host or bucket of an address; None for files."""
+    try:
+        parts = urlsplit(uri)
+    except ValueError:
+        return None
+    return f"{parts.scheme}://{parts.netloc}" if parts.netloc and parts.scheme != "file" else None
 
 
 def judge(reference: DocumentReference, known: Known | None, recipe: Recipe) -> Stored | Skipped | None:
@@ -133,7 +178,10 @@ class Pipeline:
         recipe: Recipe,
         copies: Copies,
         worker: str,
+        max_age: timedelta = timedelta(hours=24),
+        daily_budget: Decimal | None = None,
     ) -> None:
+        """`max_age`: how long a document waits for a source that is out of order; the budget: US dollars."""
         self.codec = codec
         self.fetcher = fetcher
         self.extractor = extractor
@@ -146,6 +194,10 @@ class Pipeline:
         self.recipe = recipe  # of events without a run
         self.copies = copies
         self.worker = worker
+        self.max_age = max_age
+        self.daily_budget = daily_budget
+        self.breakers = Breakers(clock)
+        self._flood = FloodGuard()
         self._exclusion = Exclusion()
         self._texts = ByteBudget(TEXT_BYTES)
 
@@ -164,12 +216,16 @@ class Pipeline:
 
     async def _work(self, trip: Trip, reference: DocumentReference) -> Outcome:
         try:
-            run = await self._run_of(trip, reference)
+            await self._patiently(trip, "admit", self._admit, reference)
+            run = trip.run = await self._run_of(trip, reference)
+            if run is not None and (reason := await self._patiently(trip, "lookup", self._held_back, run)):
+                return await self._finish(trip, Held(reason))
             recipe = run.recipe if run else self.recipe
             verdict = await self._verdict(trip, reference, recipe, run)
             if verdict is None:
+                model = self.breakers.of(f"model {recipe.model}")
                 verdict = await self._patiently(
-                    trip, "fetch", self._read_and_summarise, trip, reference, recipe
+                    trip, "fetch", self._read_and_summarise, trip, reference, recipe, model, breaker=model
                 )
             return await self._finish(trip, verdict)
         except Exception as error:
@@ -180,10 +236,51 @@ class Pipeline:
             return None
         return await self._patiently(trip, "lookup", self.store.run, reference.run_id)
 
+    async def _admit(self, reference: DocumentReference) -> None:
+        """Raises WorkPaused or DailyBudgetSpent while nothing may start."""
+        everything = await self.store.control(ALL_WORK)
+        live = await self.store.control(LIVE_EVENTS) if reference.run_id is None else everything
+        for control in (everything, live):
+            if control.state is ControlState.PAUSED:
+                raise WorkPaused(control.reason, retry_after=LOOK_AGAIN)
+        if self.daily_budget is not None:
+            now = self.clock.now()
+            midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
+            granted = everything.budget if everything.changed_at >= midnight else None
+            budget = max(self.daily_budget, granted or self.daily_budget)
+            spent = await self.store.spent(None, midnight)
+            if spent >= budget:
+                sentence = f"${spent:.2f} are spent today, DOCSUM_BUDGET__DAILY_USD allows ${budget:.2f}."
+                raise DailyBudgetSpent(sentence, retry_after=LOOK_AGAIN)
+
+    async def _held_back(self, run: Run) -> str:
+        """Why the deliveries of a run rest; empty where they go on."""
+        control = run.control
+        if control is None or control.state is ControlState.CANCELLED:
+            return ""
+        if control.state is ControlState.PAUSED:
+            return control.reason
+        if control.budget is None:
+            return ""
+        spent = await self.store.spent(run.id)
+        if spent < control.budget:
+            return ""
+        return await self._pause(run.id, control, f"Its budget of ${control.budget} is spent: ${spent:.4f}.")
+
+    async def _pause(self, target: UUID, control: Control | None, reason: str) -> str:
+        paused = replace(
+            control or Control(target),
+            state=ControlState.PAUSED,
+            reason=reason,
+            changed_at=self.clock.now(),
+        )
+        await self.store.save_control(paused)
+        return reason
+
     async def _verdict(
         self, trip: Trip, reference: DocumentReference, recipe: Recipe, run: Run | None
     ) -> Stored | Skipped | None:
-        if run is not None and run.state is RunState.CANCELLED:
+        if run is not None and run.wanted is ControlState.CANCELLED:
             return Skipped(SkipReason.CANCELLED)
         known = await self._patiently(trip, "lookup", self.store.known, reference.document_id)
         verdict = judge(reference, known, recipe)
@@ -196,44 +293,143 @@ class Pipeline:
             return replace(verdict, summary=stored.summary) if stored else None
         return verdict
 
-    async def _read_and_summarise(self, trip: Trip, reference: DocumentReference, recipe: Recipe) -> Stored:
+    async def _read_and_summarise(
+        self, trip: Trip, reference: DocumentReference, recipe: Recipe, model: Breaker
+    ) -> Stored:
         """Fetch, extract, ask. Raises a model's trouble that lasts: no text is held meanwhile."""
+        was_open = model.is_open
+        probe = await model.turn(partial(self._held, trip))
+        if was_open:
+            self._released(trip)
+        try:
+            return await self._read_and_ask(trip, reference, recipe, model)
+        finally:
+            if probe:
+                model.give_up()
+
+    async def _read_and_ask(
+        self, trip: Trip, reference: DocumentReference, recipe: Recipe, model: Breaker
+    ) -> Stored:
         trip.stage = "fetch"
-        document = await self.fetcher.fetch(reference)
+        document = await self._fetch(reference)
         try:
             async with self._texts.room(document.size):
                 trip.stage = "extract"
-                text = await self.extractor.extract(document)
+                text = await self._text_of(document, recipe)
                 document.discard()
                 lane = self.topology.lane_of(trip.delivery.origin.topic)
 
                 def paid() -> None:
                     trip.paid = True
 
-                summary = await self._patiently(
-                    trip,
-                    "summarise",
-                    self.summariser.summarise,
-                    reference,
-                    text,
-                    recipe,
-                    lane,
-                    paid,
-                    at_most=TEXT_PATIENCE,
-                )
+                async def ask() -> Summary:
+                    with self._telling(model, reference.document_id):
+                        return await self.summariser.summarise(reference, text, recipe, lane, paid)
+
+                summary = await self._patiently(trip, "summarise", ask, at_most=TEXT_PATIENCE, breaker=model)
         finally:
             document.discard()
         return Stored(summary, document.source_version or reference.source_version)
 
+    async def _fetch(self, reference: DocumentReference) -> Document:
+        """Raises SourceDown, without trying, while nothing comes from the document's host or bucket."""
+        source = source_of(reference.uri)
+        if source is None:
+            return await self.fetcher.fetch(reference)
+        breaker = self.breakers.of(source)
+        if not breaker.may_probe():
+            raise SourceDown(f"{source} is out of order: {breaker.trouble()}")
+        was_open = breaker.is_open
+        try:
+            document = await self.fetcher.fetch(reference)
+        except SourceUnavailable as error:
+            breaker.failed(reference.document_id, classify(error, "fetch"))
+            if breaker.is_open:
+                raise SourceDown(str(error)) from error
+            raise
+        except Exception:
+            breaker.succeeded(reference.document_id)  # it has answered
+            raise
+        except BaseException:
+            if was_open:
+                breaker.give_up()
+            raise
+        breaker.succeeded(reference.document_id)
+        return document
+
+    @contextmanager
+    def _telling(self, model: Breaker, document_id: str) -> Iterator[None]:
+        """Tells the breaker of the model how a call went."""
+        try:
+            yield
+        except (ModelRateLimited, StoreError):
+            raise  # says nothing of the provider's health; the gate keeps to its limits
+        except Exception as error:
+            if row_of(error).disposition in _SHARED:
+                model.failed(document_id, classify(error, "summarise"))
+            else:
+                model.succeeded(document_id)
+            raise
+        model.succeeded(document_id)
+
+    async def _text_of(self, document: Document, recipe: Recipe) -> ExtractedText:
+        """Its text, or the document itself where its pages are pictures and the recipe sends them."""
+        try:
+            return await self.extractor.extract(document)
+        except Scanned as scanned:
+            pages = scanned.pages or MOST_SCANNED_PAGES
+            if recipe.scanned != "send-pdf":
+                raise
+            if document.size > MOST_SCANNED_BYTES or pages > MOST_SCANNED_PAGES:
+                raise Scanned(
+                    f"{scanned} It is too large to be sent as it is: at most {MOST_SCANNED_PAGES} pages and "
+                    f"{MOST_SCANNED_BYTES // 1_000_000} MB go.",
+                    pages=scanned.pages,
+                ) from scanned
+            content = await asyncio.to_thread(document.read)
+            return ExtractedText("", "application/pdf", pages=pages, pdf=content)
+
     # -- the end of every delivery ----------------------------------------------------------------------
 
     async def _settle(self, trip: Trip, failure: Failure) -> Outcome:
-        """A failure's outcome: the next retry topic, or the dead-letter topic."""
-        match decide(failure, trip.delivery, self.topology, self.clock.now()):
+        """A failure's outcome: the next retry topic, the dead-letter topic, or a rest with its whole run."""
+        if reason := self._reason_to_pause(trip, failure):
+            run = trip.run
+            target, control = (run.id, run.control) if run else (LIVE_EVENTS, None)
+            await self._patiently(trip, "store", self._pause, target, control, reason, forever=True)
+            if run is not None:
+                return await self._finish(trip, Held(reason))
+            await self._patiently(trip, "admit", self._admit, trip.reference)
+        match decide(failure, trip.delivery, self.topology, self.clock.now(), self.max_age):
             case DeadLetter():
                 return await self._finish(trip, DeadLettered(failure))
             case route:
-                return await self._finish(trip, Retried(route.topic, route.not_before, failure))
+                retried = Retried(route.topic, route.not_before, failure, route.spent)
+                return await self._finish(trip, retried)
+
+    def _reason_to_pause(self, trip: Trip, failure: Failure) -> str:
+        """Why not this document but its run, or all live events, must stop; empty where they need not."""
+        if trip.reference is None:
+            return ""
+        if self._is_the_runs_own(trip, failure.reason):
+            return failure.message
+        control = trip.run.control if trip.run else None
+        if failure.reason not in SUSPICIOUS or trip.delivery.replay_count or (control and control.unguarded):
+            return ""
+        if not self._flood.failed(self._flood_key(trip)):
+            return ""
+        return (
+            f"More than half of the last documents failed with {failure.reason}: {failure.message} "
+            "`docsum runs resume --accept-dead-letters` goes on all the same."
+        )
+
+    def _is_the_runs_own(self, trip: Trip, reason: str) -> bool:
+        """A model that does not exist is the run's fault where the run has chosen it."""
+        return reason == "model_unknown" and bool(trip.run and trip.run.recipe.model != self.recipe.model)
+
+    def _flood_key(self, trip: Trip) -> tuple[UUID | None, datetime | None]:
+        run = trip.run
+        return (run.id if run else None, run.control.changed_at if run and run.control else None)
 
     async def _finish(self, trip: Trip, outcome: Outcome) -> Outcome:
         """The one end: the copy acknowledged, then the rows durable. Waits as long as it takes.
@@ -247,6 +443,10 @@ class Pipeline:
         rows = self._rows(trip, outcome, at)
         forever = not isinstance(outcome, Stored)
         await self._patiently(trip, "store", self.store.write, rows, forever=forever)
+        if isinstance(outcome, Stored) or (
+            isinstance(outcome, DeadLettered) and outcome.failure.reason not in SUSPICIOUS
+        ):
+            self._flood.passed(self._flood_key(trip))
         return outcome
 
     def _rows(self, trip: Trip, outcome: Outcome, at: Coordinates | None) -> Rows:
@@ -259,6 +459,8 @@ class Pipeline:
                 fresh = (self._summary_row(trip, outcome),) if carried and not outcome.redelivered else ()
                 state = State.CANCELLED if outcome.reason is SkipReason.CANCELLED else State.SKIPPED
                 return Rows(summaries=fresh, run_documents=self._run_row(trip, state, outcome.reason))
+            case Held(reason=reason):
+                return Rows(run_documents=self._run_row(trip, State.HELD, "held", reason))
             case Retried(failure=failure):
                 row = self._run_row(trip, State.RETRYING, failure.reason, failure.message)
                 return Rows(run_documents=row, failures=(self._failure_row(trip, failure, "retry"),))
@@ -354,10 +556,12 @@ class Pipeline:
         *arguments: object,
         at_most: timedelta | None = None,
         forever: bool = False,
+        breaker: Breaker | None = None,
     ) -> T:
         """Run a step, and again while what fails is everyone's trouble; `forever`: whatever fails.
 
-        Raises what is this document's own, a HOLD that has lasted PATIENCE, and, after `at_most`, anything.
+        Raises what is this document's own, a HOLD that counts as that, and anything after `at_most` or, where
+        there is such a bound, once the `breaker` of the dependency is open: then it is waited for elsewhere.
         """
         started, wait = self.clock.monotonic(), FIRST_WAIT
         while True:
@@ -365,38 +569,58 @@ class Pipeline:
             try:
                 result = await step(*arguments)
             except Exception as error:
-                if not (forever or self._worth_waiting(trip, error)):
+                if self._is_the_runs_own(trip, row_of(error).reason):
+                    raise
+                if not (forever or self._worth_waiting(trip, error, breaker)):
                     raise
                 if stage == "summarise":
                     trip.paid = False  # that call is over; while it waits for the next it may be let go
-                if at_most and self.clock.monotonic() - started > at_most.total_seconds():
+                is_open = breaker is not None and breaker.is_open
+                waited = self.clock.monotonic() - started
+                if at_most and (is_open or waited > at_most.total_seconds()):
                     raise
+                if is_open:
+                    wait = FIRST_WAIT  # the breaker gives turns
                 failure = classify(error, trip.stage)
                 asked = error.retry_after if isinstance(error, DocsumError) else None
             else:
                 self._released(trip)
                 return result
             pause = asked or wait * uniform(0.75, 1.0)  # noqa: S311  (jitter needs no secrecy)
-            trip.held = failure
-            self.observer.holding(trip.delivery, failure, pause)
+            self._held(trip, failure, pause)
             await self.clock.sleep(pause.total_seconds())
             wait = min(wait * 2, LONGEST_WAIT)
 
-    def _worth_waiting(self, trip: Trip, error: Exception) -> bool:
+    def _worth_waiting(self, trip: Trip, error: Exception, breaker: Breaker | None) -> bool:
         match row_of(error).disposition:
             case Disposition.PAUSE | Disposition.STOP:
                 return True
             case Disposition.HOLD:
-                now = self.clock.monotonic()
-                trip.faltering_since = trip.faltering_since or now
-                return now - trip.faltering_since < PATIENCE.total_seconds()
+                return breaker is None or self._is_everyones(trip, breaker)
             case _:
                 return False
+
+    def _is_everyones(self, trip: Trip, breaker: Breaker) -> bool:
+        """Whether a dependency's fault may still be more than this document's.
+
+        Not once other documents have got through meanwhile, nor when it lasts though the breaker is closed.
+        """
+        if breaker.is_open:
+            trip.faltering = None
+            return True
+        now = self.clock.monotonic()
+        trip.faltering = trip.faltering or (now, breaker.mark)
+        since, mark = trip.faltering
+        others = breaker.others_succeeded(trip.document_id, mark)
+        return others < OTHERS and now - since < PATIENCE.total_seconds()
+
+    def _held(self, trip: Trip, failure: Failure, wait: timedelta) -> None:
+        trip.held = failure
+        self.observer.holding(trip.delivery, failure, wait)
 
     def _released(self, trip: Trip) -> None:
         if trip.held is not None:
             trip.held = None
-            trip.faltering_since = None
             self.observer.released(trip.delivery)
 
 

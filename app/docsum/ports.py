@@ -7,12 +7,21 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Protocol
 from uuid import UUID
 
 from docsum.models import (
+    EPOCH,
     Answer,
+    AuditRow,
+    Control,
     Coordinates,
+    CostBy,
+    Costs,
+    DeadLetterFilter,
+    DeadLetterGroup,
+    DeadLetterRow,
     Delivery,
     Document,
     DocumentReference,
@@ -29,6 +38,7 @@ from docsum.models import (
     RunProgress,
     Summary,
     SummaryRow,
+    Traces,
     WorkerStatus,
 )
 
@@ -71,6 +81,10 @@ class Summariser(Protocol):
 class SummaryStore(Protocol):
     """The tables. A write returns when its rows are durable; look-ups of many callers share a query."""
 
+    @property
+    def unavailable_since(self) -> datetime | None:
+        """Since when nothing can be stored; None while all is well."""
+
     async def known(self, document_id: str) -> Known | None:
         """The newest stored version of a document, tombstones included."""
 
@@ -95,6 +109,24 @@ class SummaryStore(Protocol):
     async def runs(self, limit: int = 50) -> Sequence[Run]:
         """Newest first."""
 
+    async def control(self, target: UUID) -> Control:
+        """What is wanted of a run, of all work or of the live events; at most 2 seconds old."""
+
+    async def controls(self) -> Sequence[Control]:
+        """Every wish that was ever uttered, the newest of each target; at most 2 seconds old."""
+
+    async def save_control(self, control: Control) -> None:
+        """Upsert, newest `changed_at` wins."""
+
+    async def spent(self, run_id: UUID | None, since: datetime = EPOCH) -> Decimal:
+        """US dollars of a run, or of everything, from that moment on; at most 2 seconds old."""
+
+    async def paid_for(self, document_id: str, run_id: UUID | None = None) -> Decimal:
+        """US dollars for one document, in one run or ever."""
+
+    async def cancel_rest(self, run_id: UUID, reason: str, at: datetime) -> None:
+        """Every document of the run that has no end yet is cancelled, at once."""
+
     async def progress(self, run_id: UUID) -> RunProgress:
         """Exact counts at this moment."""
 
@@ -106,6 +138,35 @@ class SummaryStore(Protocol):
 
     async def document_runs(self, document_id: str) -> Sequence[RunDocumentRow]:
         """The document's state in every run it was part of, newest first."""
+
+    async def costs(self, by: CostBy, since: datetime | None = None, run_id: UUID | None = None) -> Costs:
+        """The ledger, counted up by the store; of all time and all runs unless told otherwise."""
+
+    async def traces(self, document_id: str) -> Traces:
+        """What is stored of a document's content."""
+
+    async def purge(self, document_id: str, version: int) -> None:
+        """Take the content of a document away, of all its versions before this one: its tombstone's.
+
+        Returns when it is gone from the tables. Counts, tokens and costs stay. Safe to run again.
+        """
+
+    async def dead_letter_groups(self, meant: DeadLetterFilter) -> Sequence[DeadLetterGroup]:
+        """By reason and state, the largest first."""
+
+    async def newest_dead_letters(self, meant: DeadLetterFilter, limit: int) -> Sequence[DeadLetterRow]:
+        """The newest first."""
+
+    async def dead_letters(
+        self, meant: DeadLetterFilter, after: Coordinates | None, limit: int
+    ) -> Sequence[DeadLetterRow]:
+        """A page, in the order of the dead-letter topic."""
+
+    async def audit(self, row: AuditRow) -> None:
+        """Write down what a person did."""
+
+    async def audits(self, limit: int = 50) -> Sequence[AuditRow]:
+        """The newest first."""
 
     async def beat(self, status: WorkerStatus) -> None:
         """Upsert a worker's heartbeat."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from docsum.errors import REASONS, Disposition
-from docsum.models import Delivery, Failure
+from docsum.models import Delivery, Failure, from_ms
 from docsum.topics import Topology
 
 
@@ -16,6 +16,7 @@ class Retry:
 
     topic: str
     not_before: datetime
+    spent: bool = True  # false: the attempt does not count
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,13 +24,26 @@ class DeadLetter:
     """Copy to the dead-letter topic now."""
 
 
-def decide(failure: Failure, delivery: Delivery, topology: Topology, now: datetime) -> Retry | DeadLetter:
+def decide(
+    failure: Failure,
+    delivery: Delivery,
+    topology: Topology,
+    now: datetime,
+    max_age: timedelta = timedelta(hours=24),
+) -> Retry | DeadLetter:
     """The next retry topic while attempts are left, else the dead-letter topic.
 
-    A failure that holds or pauses reaches this only when waiting has not helped: it counts as RETRY.
+    A failure that holds or pauses reaches this only when waiting has not helped: it counts as RETRY. One that
+    is deferred waits in the longest retry topic until its first failure is `max_age` ago.
     """
-    hopeless = REASONS[failure.reason].disposition is Disposition.DEAD_LETTER
-    if hopeless or delivery.attempt >= topology.max_attempts:
+    disposition = REASONS[failure.reason].disposition
+    if disposition is Disposition.DEFER and topology.delays:
+        since = now if delivery.first_failed_ms is None else from_ms(delivery.first_failed_ms)
+        if now - since >= max_age:
+            return DeadLetter()
+        delay = topology.delays[-1]
+        return Retry(topology.retry(delay), now + delay, spent=False)
+    if disposition is Disposition.DEAD_LETTER or delivery.attempt >= topology.max_attempts:
         return DeadLetter()
     delay = topology.delays[delivery.attempt - 1]
     return Retry(topology.retry(delay), now + delay)

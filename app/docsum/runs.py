@@ -16,7 +16,7 @@ from typing import Protocol, TypeVar
 from uuid import UUID
 
 from docsum.errors import BrokerUnavailable, DocsumError, InvalidEvent, StoreUnavailable
-from docsum.models import Rows, Run, RunDocumentRow, RunProgress, RunState, State
+from docsum.models import ControlState, Rows, Run, RunDocumentRow, RunProgress, RunState, State
 from docsum.ports import Clock, SummaryStore
 from docsum.sources import Entry, Listed, Unreadable, batches, limited
 
@@ -93,6 +93,8 @@ async def publish(
         size = min(AT_ONCE, max_lag) if lag else AT_ONCE
         async with aclosing(batches(limited(entries, run.limit), size)) as listing:
             async for batch in listing:
+                if not await publisher.is_wanted():
+                    break
                 if lag:
                     await publisher.wait_for_room(lag, max_lag)
                 await publisher.take(batch)
@@ -123,7 +125,7 @@ async def follow(run_id: UUID, store: SummaryStore, clock: Clock) -> AsyncIterat
                 raise
             last = replace(last, trouble=str(error))
         yield last
-        stands_still = last.run.state in (RunState.INTERRUPTED, RunState.CANCELLED)
+        stands_still = last.run.state is RunState.INTERRUPTED or last.run.wanted is ControlState.CANCELLED
         if not last.trouble and (last.finished or (stands_still and not last.progress.remaining)):
             return
         await clock.sleep(0.5 if last.progress.total < 1_000 else 2.0)
@@ -171,6 +173,15 @@ class _Publisher:
             await self._clock.sleep(REFRESH.total_seconds())
             with suppress(DocsumError):  # the next write meets the same trouble and says it
                 await self.save(RunState.PUBLISHING)
+
+    async def is_wanted(self) -> bool:
+        """Waits while the run is paused; false once it is cancelled."""
+        while True:
+            wish = await self._patiently(lambda: self._store.control(self._run.id))
+            if wish.state is not ControlState.PAUSED:
+                return wish.state is ControlState.RUNNING
+            self._tell(replace(self._count, waiting=f"the run is paused: {wish.reason}"))
+            await self._clock.sleep(LAG_PAUSE.total_seconds())
 
     async def wait_for_room(self, lag: Callable[[], Awaitable[int]], max_lag: int) -> None:
         """Looks only when what was announced since the last look could have filled the room."""

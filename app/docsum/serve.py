@@ -11,7 +11,6 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, suppress
 from datetime import timedelta
-from pathlib import Path
 from typing import TypeVar
 
 import structlog
@@ -20,10 +19,11 @@ from docsum.bootstrap import open_admin, open_store, setup_store, setup_topics
 from docsum.errors import BrokerUnavailable, ConfigurationError, DocsumError, StoreUnavailable
 from docsum.extractors import DocumentExtractor
 from docsum.extractors.sandbox import Sandbox
-from docsum.fetchers.file import FileFetcher
+from docsum.fetchers import DocumentFetcher
 from docsum.kafka.admin import KafkaAdmin
 from docsum.kafka.codec import EventCodec
 from docsum.kafka.copies import RecordCopies
+from docsum.kafka.held import HeldTopic
 from docsum.kafka.publisher import CopyPublisher
 from docsum.kafka.security import aiokafka_security, faust_credentials
 from docsum.kafka.worker import KafkaWorker, Membership
@@ -35,6 +35,7 @@ from docsum.stores.clickhouse import ClickHouseStore
 from docsum.summarisers.anthropic import AnthropicSummariser, make_client
 from docsum.summarisers.gate import CallGate
 from docsum.summarisers.prices import Prices
+from docsum.summarisers.quality import language
 from docsum.telemetry import health, logs
 from docsum.telemetry.metrics import Metrics
 from docsum.telemetry.observer import WorkerObserver
@@ -100,9 +101,7 @@ async def _work(settings: Settings, stop: asyncio.Event, set_up: bool) -> None:
         extractor = await enter(
             DocumentExtractor(Sandbox(extract.processes, extract.timeout, extract.memory))
         )
-        fetcher = await enter(
-            FileFetcher([Path(root) for root in settings.fetch.file_roots], settings.fetch.max_bytes)
-        )
+        fetcher = await enter(DocumentFetcher(settings.fetch))
         summariser = AnthropicSummariser(
             client,
             gate,
@@ -111,9 +110,9 @@ async def _work(settings: Settings, stop: asyncio.Event, set_up: bool) -> None:
             prices,
             timeout=settings.model.timeout,
             reuse_scope=settings.model.reuse_scope,
-            single_shot_tokens=settings.model.single_shot_tokens,
         )
         stack.push_async_callback(client.close)
+        await asyncio.to_thread(language.load)  # a second: better now than in front of the first document
         pipeline = Pipeline(
             codec=codec,
             fetcher=fetcher,
@@ -127,6 +126,8 @@ async def _work(settings: Settings, stop: asyncio.Event, set_up: bool) -> None:
             recipe=settings.recipe(),
             copies=RecordCopies(topology, settings.kafka.group_id, clock),
             worker=name,
+            max_age=settings.retry.max_age,
+            daily_budget=settings.budget.daily_usd,
         )
 
         async def process(trip: Trip) -> Outcome:
@@ -153,11 +154,27 @@ async def _work(settings: Settings, stop: asyncio.Event, set_up: bool) -> None:
         _calm_the_collector()
         log.info("worker started", action="start", worker=name, model=settings.model.name, port=port)
         beat = _heart(worker, store, observer, name)
-        beating = asyncio.create_task(_go_on_beating(beat))
+        held = HeldTopic(
+            {
+                "bootstrap_servers": settings.kafka.bootstrap_servers,
+                **aiokafka_security(settings.kafka),
+            },
+            topology=topology,
+            group=settings.kafka.group_id,
+            codec=codec,
+            publisher=publisher,
+            store=store,
+            clock=clock,
+        )
+        aside = [
+            asyncio.create_task(_go_on_beating(beat)),
+            asyncio.create_task(held.watch(lambda: worker.owned if worker.is_member else frozenset())),
+        ]
         try:
             await worker.run(stop)
         finally:
-            beating.cancel()
+            for task in aside:
+                task.cancel()
             await _store_what_was_paid(summariser, store, settings.worker.shutdown_timeout)
             with suppress(TimeoutError):
                 await asyncio.wait_for(beat(True), 2)

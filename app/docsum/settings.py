@@ -10,8 +10,9 @@ import os
 import re
 from collections.abc import Mapping
 from datetime import timedelta
+from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
@@ -93,7 +94,7 @@ class Model(_Group):
     base_url: str = Field("", description="Provider address; ANTHROPIC_BASE_URL is honoured")
     timeout: Duration = Field(timedelta(seconds=120), description="Longest wait for one answer")
     reuse_scope: str = Field("", description="Answers are reused only within the same scope")
-    single_shot_tokens: int = Field(60_000, ge=1_000, description="Longest text for one request, in tokens")
+    single_shot_tokens: int = Field(60_000, ge=1_000, description="A longer text is read in chunks")
 
 
 class SummaryWish(_Group):
@@ -128,16 +129,42 @@ class Retry(_Group):
         description="One retry topic each; attempts = 1 + their number",
     )
 
+    max_age: Duration = Field(
+        timedelta(hours=24), description="How long a document waits for a host or bucket that is down"
+    )
+
+
+class Budget(_Group):
+    daily_usd: Decimal | None = Field(
+        None, ge=0, description="US dollars for model calls in a day (UTC); empty = no limit"
+    )
+
 
 class Fetch(_Group):
     file_roots: Names = Field((), description="Folders that `file:` may read, by comma; empty = none")
+    buckets: Names = Field(
+        (), description="Buckets that may be read, by comma: `s3://reports`, `gs://a/folder`; empty = none"
+    )
+    hosts: Names = Field(
+        (),
+        description="Hosts that `http(s):` may read, by comma: `example.org`, `*.example.org`, `a.org:8443`",
+    )
+    private_hosts: Names = Field(
+        (), description="Those of them that may be at private addresses, as internal wikis are"
+    )
     max_bytes: Size = Field(100_000_000, ge=1, description="Largest document")
+    timeout: Duration = Field(timedelta(minutes=5), description="Longest time to fetch one document")
 
 
 class Extract(_Group):
-    processes: int = Field(0, ge=0, description="Child processes for PDF and HTML; 0 = one a core, at most 4")
+    processes: int = Field(
+        0, ge=0, description="Child processes for PDF, Word and HTML; 0 = one a core, at most 4"
+    )
     timeout: Duration = Field(timedelta(seconds=60), description="Longest time for one document")
     memory: Size = Field(1_000_000_000, ge=100_000_000, description="Memory of one child process")
+    scanned: Literal["fail", "send-pdf"] = Field(
+        "fail", description="Pages that are pictures: `fail`, or `send-pdf` to the model (dearer)"
+    )
 
 
 class Store(_Group):
@@ -168,6 +195,7 @@ class Settings(BaseSettings):
     limits: Limits = Limits()
     worker: Worker = Worker()
     retry: Retry = Retry()
+    budget: Budget = Budget()
     fetch: Fetch = Fetch()
     extract: Extract = Extract()
     store: Store = Store()
@@ -218,6 +246,8 @@ class Settings(BaseSettings):
             instructions=self.summary.instructions,
             language=self.summary.language,
             words=self.summary.words,
+            single_shot_tokens=self.model.single_shot_tokens,
+            scanned=self.extract.scanned,
         )
 
 

@@ -1,7 +1,8 @@
-"""What a run is made of: folders, patterns, single files, manifests and standard input, listed lazily.
+"""What a run is made of: folders, buckets, patterns, single documents, manifests and standard input.
 
-A file's document id is its absolute path with links in the way to the source resolved, so that every spelling
-of the same folder announces the same documents.
+All are listed lazily. A file's document id is its absolute path with links in the way to the source resolved,
+so that every spelling of the same folder announces the same documents; an object's is `s3://bucket/key` with
+nothing escaped, a web page's its address.
 """
 
 from __future__ import annotations
@@ -32,12 +33,18 @@ MANIFESTS = (".jsonl", ".ndjson", ".csv")
 #: A folder is sorted in parts of so many names: any usual one as a whole, a huge one in bounded memory.
 SORTED_AT_ONCE = 10_000
 
+BUCKETS = ("s3", "gs", "az")
+PAGES = ("https", "http")
+
 FileVersion = Callable[[os.stat_result], str]
 Now = Callable[[], datetime]
+#: All below `s3://bucket/prefix`, unescaped; blocks, and raises a DocsumError where it cannot be listed.
+ListObjects = Callable[[str, Now], Iterator["Entry"]]
 
 _MAGIC = re.compile(r"[*?[]")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")
 _ESCAPED = re.compile(r"[%\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 class UnusableSource(DocsumError):
@@ -82,9 +89,9 @@ class Source:
     """A place that documents are listed from. `name` opens the same one again, from any folder."""
 
     name: str
-    folder: Path  # what it lists lies below it, or, of a manifest, is named from it
+    place: str  # a folder, `s3://bucket/prefix` or a web address: what it lists lies there
     entries: Callable[[], Iterator[Entry]]  # lists from the start; standard input only once
-    manifest: bool = False  # its documents may be anywhere
+    manifest: bool = False  # its documents may be anywhere; plain paths are read from its place
 
     @property
     def repeatable(self) -> bool:
@@ -93,19 +100,28 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Lister:
-    """Opens sources. `file_version` is the fetcher's, so that a worker recognises an unchanged file."""
+    """Opens sources. What it is given are the fetchers', so that a worker recognises what is unchanged."""
 
     now: Now
     file_version: FileVersion
+    list_objects: ListObjects
 
     def open(self, text: str, stdin: BinaryIO) -> Source:
-        """The source that a person means by `text`. Raises UnusableSource or NoManifest."""
+        """The source that a person means by `text`.
+
+        Raises UnusableSource or NoManifest; of a bucket, which is asked at once, whatever is in the way.
+        """
         if text == STDIN:
             return self._standard_input(stdin)
+        scheme = text.partition("://")[0].lower()
+        if scheme in BUCKETS:
+            return self._bucket(text)
+        if scheme in PAGES:
+            return self._page(text)
         path = _path_of(text)
         if path.is_dir():
             folder = os.path.realpath(path)
-            return Source(folder, Path(folder), lambda: self._files(_walk(folder)))
+            return Source(folder, folder, lambda: self._files(_walk(folder)))
         if path.is_file():
             return self._file(path)
         if _MAGIC.search(str(path)):
@@ -116,10 +132,10 @@ class Lister:
         folder = os.path.realpath(path.parent)
         name = f"{folder.rstrip('/')}/{path.name}"  # a file that is a link keeps its own name
         if path.suffix.lower() not in MANIFESTS:
-            return Source(name, Path(folder), lambda: iter([self._of_file(name)]))
+            return Source(name, folder, lambda: iter([self._of_file(name)]))
         with path.open("rb") as stream:
             read_head(stream, path.name)  # says now whether it is a manifest at all
-        return Source(name, Path(folder), lambda: self._manifest(name, folder), manifest=True)
+        return Source(name, folder, lambda: self._manifest(name, folder), manifest=True)
 
     def _pattern(self, path: Path) -> Source:
         depth = next(index for index, part in enumerate(path.parts) if _MAGIC.search(part))
@@ -135,12 +151,38 @@ class Lister:
                 if not isinstance(entry, os.DirEntry) or matches(os.path.relpath(entry.path, folder)):
                     yield entry
 
-        return Source(f"{folder.rstrip('/')}/{'/'.join(rest)}", Path(folder), lambda: self._files(found()))
+        return Source(f"{folder.rstrip('/')}/{'/'.join(rest)}", folder, lambda: self._files(found()))
+
+    def _bucket(self, url: str) -> Source:
+        """As with files, a key that looks like a pattern is the object of that name, where there is one."""
+        if next(self.list_objects(url, self.now), None) is not None:
+            return Source(url, url, lambda: self.list_objects(url, self.now))
+        magic = _MAGIC.search(url)
+        if magic is None:
+            raise UnusableSource(f"There is nothing at {url!r}: check the name, or quote a pattern.")
+        folder = url[: url.rindex("/", 0, magic.start()) + 1]
+        matches = _matcher(url[len(folder) :])
+
+        def found() -> Iterator[Entry]:
+            for entry in self.list_objects(folder, self.now):
+                where = entry.document_id if isinstance(entry, Listed) else entry.where
+                if isinstance(entry, Ignored) or matches(where[len(folder) :]):
+                    yield entry
+
+        return Source(url, folder, found)
+
+    def _page(self, url: str) -> Source:
+        problem = problem_of_id(url)
+        if re.match(r"[^/]*//[^/?#]*@", url):
+            problem = "it holds a user name or password"
+        if problem:
+            raise UnusableSource(f"{url!r} cannot be a document: {problem}.")
+        return Source(url, url, lambda: iter([Listed(url, url, self.now())]))
 
     def _standard_input(self, stdin: BinaryIO) -> Source:
         folder = os.path.realpath(".")
         head = read_head(stdin, "standard input")
-        return Source(STDIN, Path(folder), lambda: self._lines(stdin, head, folder), manifest=True)
+        return Source(STDIN, folder, lambda: self._lines(stdin, head, folder), manifest=True)
 
     # -- entries ---------------------------------------------------------------------------------------
 
@@ -210,7 +252,14 @@ def limited(entries: Iterator[Entry], limit: int | None) -> Iterator[Entry]:
             left -= 1
 
 
-# -- files -------------------------------------------------------------------------------------------------
+# -- names -------------------------------------------------------------------------------------------------
+
+
+def problem_of_id(text: str) -> str:
+    """Why an address cannot be a document's id; empty if it can."""
+    if len(text) > LONGEST_ID:
+        return f"its address has {len(text)} characters; {LONGEST_ID} are allowed"
+    return "its address holds a control character" if _UNPRINTABLE.search(text) else ""
 
 
 def file_uri(path: str) -> str:
@@ -242,7 +291,8 @@ def _path_of(text: str) -> Path:
     scheme = _SCHEME.match(text)
     if scheme and not Path(text).exists():
         raise UnusableSource(
-            f"{scheme[1]}: cannot be listed: name a folder, a pattern, a manifest, or - for standard input."
+            f"{scheme[1]}: cannot be listed: name a folder, a file, a pattern, a manifest, - for standard "
+            "input, a bucket (s3://, gs:// or az://) or one document (https://)."
         )
     return Path(text).expanduser().absolute()
 

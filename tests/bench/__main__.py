@@ -12,11 +12,15 @@ The time is from the first document begun to the last one finished (docsum: stor
 time is that of the contender's own process. `added` is what docsum spends on a document around its model
 call: decode, look-ups, fetch, extract and store, without the wait for one of the places in flight. Texts are
 distinct, so no answer is reused. Nothing is asserted but that every contender did all of the same work.
+
+Before that, in less than a minute, the extractors beside the bare calls of the libraries that they use, on
+reports in five formats that are written from a fixed seed.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import os
 import shutil
 import signal
@@ -27,7 +31,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tests.bench import report
+from tests.bench import extraction, report
 from tests.bench.stand import (
     DOCSUM,
     LOOPS,
@@ -45,14 +49,32 @@ _FASTEST = 400  # documents a second: about what the slower contenders reach whe
 _EXAMPLES = """\
 examples:
   make bench                                          5 rounds at 1 s and at 0.1 s, about 15 minutes
+  python -m tests.bench --only extraction             the extractors alone, less than a minute
   python -m tests.bench --rounds 1 --documents 500    a quick look
   python -m tests.bench --latency 0.1 --in-flight 64
 """
 
 
 def bench(options: argparse.Namespace, folder: Path) -> None:
-    """Every latency, to the table and the file."""
-    found, results = report.circumstances(), []
+    """What was asked for, to the tables and the file."""
+    found = report.circumstances()
+    if options.only != "loops":
+        found["extraction"] = asyncio.run(bench_extraction(options.rounds))
+    if options.only != "extraction":
+        found["results"] = bench_loops(options, folder)
+    report.save(options.json, found)
+    _say(f"Written to {options.json}.")
+
+
+async def bench_extraction(rounds: int) -> list[dict[str, object]]:
+    found = [each async for each in extraction.measure(rounds, _say)]
+    report.show_extraction(found)
+    return [report.extraction_as_json(each) for each in found]
+
+
+def bench_loops(options: argparse.Namespace, folder: Path) -> list[dict[str, object]]:
+    """Every latency."""
+    results = []
     _say("Starting Kafka and the ClickHouse engine.")
     with backend(folder) as settings:
         for latency in options.latency:
@@ -68,8 +90,7 @@ def bench(options: argparse.Namespace, folder: Path) -> None:
                 )
             report.show(load, rounds)
             results.append(report.as_json(load, rounds))
-    report.save(options.json, {**found, "results": results})
-    _say(f"Written to {options.json}.")
+    return results
 
 
 def rounds_of(stand: Stand, count: int) -> report.Rounds:
@@ -95,6 +116,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     path = ROOT / "bench-results" / f"{datetime.now(UTC):%Y-%m-%dT%H%M%SZ}.json"
     add = parser.add_argument
+    add("--only", choices=("extraction", "loops"), help="one of the two parts; default: both")
     add("--documents", type=_count, metavar="N", help="a round; default: enough for 12 to 20 s")
     add("--rounds", type=_count, default=5, metavar="N", help="default 5")
     add("--latency", type=_seconds, default="1.0,0.1", metavar="S,...", help="of a call; default 1.0,0.1")

@@ -17,6 +17,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from tests.bench.extraction import MEANINGS, Extraction
 from tests.bench.measured import Measured
 from tests.bench.stand import DOCSUM, LOOPS, Load
 from tests.support.deployment import ROOT
@@ -30,6 +31,7 @@ _COLUMNS = (
     "call ms p50, p99",
     "added ms p50, p99",
 )
+_EXTRACTION_COLUMNS = ("documents/s", "MB/s", "its rate / bare", "CPU ms/document", "child's peak MB")
 
 
 def show(load: Load, rounds: Rounds) -> None:
@@ -53,6 +55,43 @@ def show(load: Load, rounds: Rounds) -> None:
 def ratios(rounds: Rounds, name: str) -> list[float]:
     """docsum's rate over this loop's, of each round."""
     return [each[DOCSUM].rate / each[name].rate for each in rounds]
+
+
+def show_extraction(found: Sequence[Extraction]) -> None:
+    """A table of all formats: medians of the rounds, the lowest and the highest; and what each line means."""
+    table = Table(
+        "", "", *_EXTRACTION_COLUMNS, title="Text extraction", title_justify="left", box=box.SIMPLE_HEAD
+    )
+    for extraction in found:
+        for number, name in enumerate(extraction.rounds[0]):  # in the order of the contenders
+            turns = [turns[name] for turns in extraction.rounds]
+            peak = max(turn.peak_mb for turn in turns)
+            table.add_row(
+                "" if number else extraction.format,
+                name,
+                _spread((turn.rate for turn in turns), 0),
+                _spread((turn.megabytes for turn in turns), 1),
+                _spread(extraction.over_bare(name), 2) if name != extraction.bare else "",
+                _spread((turn.cpu_ms for turn in turns), 2),
+                f"{peak:.0f}" if peak else "",
+            )
+        table.add_section()
+    console = Console(width=None if sys.stdout.isatty() else 150)
+    console.print(table)
+    for name, meaning in MEANINGS.items():
+        console.print(f"  {name}: {meaning}", highlight=False)
+
+
+def extraction_as_json(extraction: Extraction) -> dict[str, object]:
+    names = [name for name in extraction.rounds[0] if name != extraction.bare]
+    return {
+        "format": extraction.format,
+        "files": extraction.files,
+        "bytes": extraction.size,
+        "bare": extraction.bare,
+        "over_bare": {name: median(extraction.over_bare(name)) for name in names},
+        "rounds": [{name: asdict(turn) for name, turn in turns.items()} for turns in extraction.rounds],
+    }
 
 
 def _spread(values: Iterable[float], digits: int) -> str:

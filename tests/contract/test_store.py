@@ -19,7 +19,12 @@ from pydantic import SecretStr
 from docsum.errors import RowRefused, StoreMisconfigured, StoreUnavailable
 from docsum.models import (
     Answer,
+    Control,
+    ControlState,
     Coordinates,
+    CostBy,
+    CostLine,
+    Costs,
     DeadLetterRow,
     FailureRow,
     Known,
@@ -32,6 +37,7 @@ from docsum.models import (
     State,
     Summary,
     SummaryRow,
+    Traces,
     Usage,
     WorkerStatus,
 )
@@ -118,6 +124,23 @@ def a_run(**fields: object) -> Run:
         "updated_at": NOW,
     }
     return Run(**{**given_, **fields})  # type: ignore[arg-type]  # a builder takes any field
+
+
+def dead_letter(offset: int, document_id: str, version: int, **fields: object) -> DeadLetterRow:
+    given_ = {
+        "origin": Coordinates("docsum.documents", 1, offset),
+        "dead_letter": Coordinates("docsum.dlq", 1, 7),
+        "document_id": document_id,
+        "document_version": version,
+        "run_id": None,
+        "reason": "scanned",
+        "message": "The pages are pictures without text.",
+        "stage": "extract",
+        "attempts": 4,
+        "first_failed_at": NOW,
+        "failed_at": NOW,
+    }
+    return DeadLetterRow(**{**given_, **fields})  # type: ignore[arg-type]  # a builder takes any field
 
 
 @pytest.fixture
@@ -242,7 +265,9 @@ async def test_an_answer_that_is_written_again_is_not_paid_again(store: SummaryS
 
 async def test_a_run_reads_back_and_its_newest_row_wins(store: SummaryStore) -> None:
     run = a_run(limit=10, force=True)
-    newer = replace(run, state=RunState.PAUSED, updated_at=NOW + timedelta(seconds=1), listed=9, unreadable=1)
+    newer = replace(
+        run, state=RunState.INTERRUPTED, updated_at=NOW + timedelta(seconds=1), listed=9, unreadable=1
+    )
     await store.save_run(run)
     assert await store.run(run.id) == run
     await store.save_run(newer)
@@ -402,6 +427,178 @@ async def test_any_order_and_any_number_of_deliveries_end_the_same(
     }
 
 
+# -- money -------------------------------------------------------------------------------------------------
+
+
+async def _ledger(store: SummaryStore, run_id: UUID) -> None:
+    """Four answers of a run on one day, of which one came twice, and one live answer on the next."""
+    cheap = answer("1" * 64, run_id=run_id, cost=Decimal("0.1"), document_id="a.pdf")
+    answers = (
+        cheap,
+        cheap,
+        answer("2" * 64, run_id=run_id, cost=Decimal("0.2"), document_id="b.pdf", status="truncated"),
+        answer("2" * 64, run_id=run_id, cost=Decimal("0.4"), document_id="b.pdf"),
+        answer("3" * 64, run_id=run_id, cost=Decimal("0.8"), document_id="c.pdf", status="refused"),
+        answer(
+            "4" * 64,
+            cost=Decimal("10"),
+            document_id="a.pdf",
+            model="claude-opus-5",
+            usage=Usage(1, 2, 3, 4),
+            answered_at=NOW + timedelta(days=1),
+        ),
+    )
+    for one in answers:
+        await store.write(Rows(answers=(one,)))
+
+
+async def test_the_money_is_counted_once_by_whatever_one_asks_for(store: SummaryStore) -> None:
+    run_id = uuid4()
+    await _ledger(store, run_id)
+    today, tomorrow = NOW.date(), (NOW + timedelta(days=1)).date()
+    keys = {
+        CostBy.RUN: ["", str(run_id)],
+        CostBy.MODEL: ["claude-opus-5", "claude-haiku-5-5"],
+        CostBy.DAY: [str(today), str(tomorrow)],
+        CostBy.REASON: ["ok", "refused", "truncated"],
+    }
+    for by, expected in keys.items():
+        found = await store.costs(by)
+        assert [line.key for line in found.lines] == expected
+        assert sum(line.cost for line in found.lines) == found.total.cost == Decimal("11.5")
+        assert sum(line.calls for line in found.lines) == found.total.calls == 5
+        assert (found.total.documents, found.total.unusable) == (3, 2)
+        assert found.total.usage == Usage(4 * 1_200 + 1, 4 * 300 + 2, 4 * 7 + 3, 4 * 8 + 4)
+    of_run = (await store.costs(CostBy.RUN)).lines[1]
+    assert of_run.statuses == {"ok": 2, "truncated": 1, "refused": 1}
+    assert (of_run.documents, of_run.cost, of_run.per_document) == (3, Decimal("1.5"), Decimal("0.5"))
+
+
+async def test_money_of_one_run_and_since_a_moment(store: SummaryStore) -> None:
+    run_id = uuid4()
+    await _ledger(store, run_id)
+    later = NOW + timedelta(hours=1)
+    assert (await store.costs(CostBy.MODEL, since=later)).total.cost == Decimal(10)
+    assert (await store.costs(CostBy.MODEL, since=NOW)).total.calls == 5  # that very millisecond counts
+    assert (await store.costs(CostBy.DAY, run_id=run_id)).total.cost == Decimal("1.5")
+    for nothing in (
+        await store.costs(CostBy.REASON, since=later, run_id=run_id),
+        await store.costs(CostBy.RUN, run_id=uuid4()),
+    ):
+        assert nothing == Costs((), CostLine(""))
+
+
+async def test_what_reuse_saved_is_the_price_of_the_answers_that_were_used(store: SummaryStore) -> None:
+    run_id = uuid4()
+    bought, again, carried = summary_row("a.pdf"), summary_row("b.pdf"), summary_row("c.pdf")
+    assert bought.summary is not None
+    reused = replace(bought.summary, reused=True, cost=Decimal(0))
+    paid = answer(bought.summary.fingerprint, cost=Decimal("0.25"))
+    await store.write(
+        Rows(
+            answers=(answer(bought.summary.fingerprint, cost=Decimal(1), status="truncated"), paid, paid),
+            summaries=(
+                bought,
+                replace(again, summary=reused, run_id=run_id),
+                replace(carried, summary=reused, state=State.SKIPPED),  # unchanged: nothing to be saved
+                replace(summary_row("d.pdf"), summary=reused, written_at=NOW - timedelta(days=1)),
+                summary_row("e.pdf", 1, summary=reused),
+                summary_row("e.pdf", 2, summary=None),  # deleted
+            ),
+        )
+    )
+    everything = await store.costs(CostBy.MODEL)
+    assert (everything.reused, everything.saved) == (2, Decimal("0.5"))
+    for one in (await store.costs(CostBy.MODEL, NOW), await store.costs(CostBy.MODEL, run_id=run_id)):
+        assert (one.reused, one.saved) == (1, Decimal("0.25"))
+
+
+# -- taking a document's content away ----------------------------------------------------------------------
+
+MARKER = "Marzipankartoffel"
+
+
+def of(row: SummaryRow, **fields: object) -> SummaryRow:
+    """The row with other fields of its summary."""
+    assert row.summary is not None
+    return replace(row, summary=replace(row.summary, **fields))  # type: ignore[arg-type]  # a builder
+
+
+async def _telling(store: SummaryStore, run_id: UUID) -> None:
+    """A document with two versions, a retry, a dead letter, answers of all kinds, and a neighbour."""
+    words = {"title": MARKER, "summary": MARKER, "key_points": (MARKER,), "warnings": (MARKER,)}
+    first = of(summary_row("a.pdf", 1, attributes={"k": MARKER}), **words, fingerprint="1" * 64)
+    second = of(summary_row("a.pdf", 2, attributes={"k": MARKER}), **words, fingerprint="2" * 64)
+    state = replace(run_document(run_id, "a.pdf", State.DEAD_LETTERED), message=MARKER)
+    failure = FailureRow(NOW, "a.pdf", None, 1, "scanned", "extract", "retry", MARKER, "w-1")
+    await store.write(
+        Rows(
+            answers=(
+                answer("1" * 64, raw=MARKER, document_id="elsewhere.pdf"),  # bought for another, used here
+                answer("2" * 64, raw=MARKER, status="truncated", detail=MARKER, run_id=run_id),
+                answer("2" * 64, raw=MARKER, run_id=run_id),
+                answer("3" * 64, raw=MARKER, chunk=7),  # a part of a long text
+                answer("4" * 64, raw="", status="lost", detail=MARKER),
+            ),
+            summaries=(first,),
+            run_documents=(state, run_document(run_id, "b.pdf", State.DONE)),
+            dead_letters=(dead_letter(1, "a.pdf", 2, message=MARKER),),
+            failures=(failure, replace(failure, document_id="b.pdf", message="Not about it.")),
+        )
+    )
+    await store.write(Rows(summaries=(second, summary_row("b.pdf"))))
+
+
+async def test_a_purge_takes_the_words_and_leaves_the_money(store: SummaryStore) -> None:
+    run_id = uuid4()
+    await _telling(store, run_id)
+    before, neighbour = await store.costs(CostBy.REASON), await store.summary("b.pdf")
+    assert await store.traces("a.pdf") == Traces(summaries=2, answers=5, shared=0, messages=3)
+    await store.write(Rows(summaries=(summary_row("a.pdf", 3, summary=None, attributes={}),)))
+    await store.purge("a.pdf", 3)
+    assert await store.traces("a.pdf") == Traces()
+    for fingerprint in "1234":
+        answers = await store.answers(fingerprint * 64)
+        assert answers
+        assert {(one.raw, one.detail) for one in answers} == {("", "")}
+    assert await store.costs(CostBy.REASON) == before
+    assert await store.summary("a.pdf") is None
+    known = await store.known("a.pdf")
+    assert known is not None and known.deleted
+    assert [(row.state, row.message) for row in await store.document_runs("a.pdf")] == [
+        (State.DEAD_LETTERED, "")
+    ]
+    assert neighbour is not None and await store.summary("b.pdf") == neighbour
+    await store.purge("a.pdf", 3)  # again: nothing to do
+
+
+async def test_an_answer_that_another_summary_stands_on_stays(store: SummaryStore) -> None:
+    shared, alone = answer("1" * 64), answer("2" * 64)
+    await store.write(
+        Rows(
+            answers=(shared, alone),
+            summaries=(
+                of(summary_row("a.pdf"), fingerprint="1" * 64),
+                of(summary_row("b.pdf", 1), fingerprint="2" * 64),  # its newest version stands on the other
+                of(summary_row("b.pdf", 2), fingerprint="1" * 64),
+            ),
+        )
+    )
+    assert await store.traces("a.pdf") == Traces(summaries=1, answers=1, shared=1)
+    await store.write(Rows(summaries=(summary_row("a.pdf", 2, summary=None),)))
+    await store.purge("a.pdf", 2)
+    assert await store.answers("1" * 64) == [shared]
+    assert await store.answers("2" * 64) == [replace(alone, raw="")]
+    await store.write(Rows(summaries=(summary_row("b.pdf", 3, summary=None),)))
+    await store.purge("b.pdf", 3)
+    assert await store.answers("1" * 64) == [replace(shared, raw="")]
+
+
+async def test_nothing_of_an_unknown_document_is_stored(store: SummaryStore) -> None:
+    assert await store.traces("new.pdf") == Traces()
+    await store.purge("new.pdf", 1)
+
+
 # -- ClickHouse alone --------------------------------------------------------------------------------------
 
 
@@ -429,23 +626,6 @@ async def test_nouns_are_right_without_final(clickhouse: ClickHouseStore, databa
         "SELECT queued, retrying, held, done_count, failed_count, skipped_count, cancelled, remaining, cost "
         f"FROM run_progress WHERE run_id = '{run_id}'",
     ) == [(0, 0, 0, 1, 0, 0, 0, 0, paid.cost)]
-
-
-def dead_letter(offset: int, document_id: str, version: int, **fields: object) -> DeadLetterRow:
-    given_ = {
-        "origin": Coordinates("docsum.documents", 1, offset),
-        "dead_letter": Coordinates("docsum.dlq", 1, 7),
-        "document_id": document_id,
-        "document_version": version,
-        "run_id": None,
-        "reason": "scanned",
-        "message": "The pages are pictures without text.",
-        "stage": "extract",
-        "attempts": 4,
-        "first_failed_at": NOW,
-        "failed_at": NOW,
-    }
-    return DeadLetterRow(**{**given_, **fields})  # type: ignore[arg-type]  # a builder takes any field
 
 
 async def test_a_dead_letter_is_resolved_by_a_summary_as_new(
@@ -477,6 +657,49 @@ async def test_a_dead_letter_is_resolved_by_a_summary_as_new(
         (6, "replayed"),
     ]
     assert await ask(database, "SELECT reason, disposition FROM failures") == [("scanned", "dead_letter")]
+
+
+async def test_after_a_purge_no_table_holds_the_words(
+    clickhouse: ClickHouseStore, database: ClickHouse
+) -> None:
+    await _telling(clickhouse, uuid4())
+    # Older tombstones carry attributes too.
+    deleted = summary_row("a.pdf", 3, summary=None, attributes={"k": MARKER})
+    await clickhouse.write(Rows(summaries=(deleted,)))
+    assert await _tables_that_hold(MARKER, database) == {
+        "answer_versions", "summary_versions", "run_document_versions", "dead_letter_versions", "failures",
+    }  # fmt: skip
+    await clickhouse.write(Rows(summaries=(summary_row("a.pdf", 4, summary=None, attributes={}),)))
+    await clickhouse.purge("a.pdf", 4)
+    assert await _tables_that_hold(MARKER, database) == set()
+    assert await ask(database, "SELECT message FROM failures ORDER BY document_id") == [
+        ("",), ("Not about it.",),
+    ]  # fmt: skip
+    assert await ask(database, "SELECT title FROM summaries") == [("Title 1",)]
+
+
+async def _tables_that_hold(text: str, settings: ClickHouse) -> set[str]:
+    """Every row of every table as text, merged or not."""
+    tables = await ask(
+        settings,
+        "SELECT name FROM system.tables WHERE database = currentDatabase() AND engine LIKE '%MergeTree'",
+    )
+    held = set()
+    for (name,) in tables:
+        ((count,),) = await ask(
+            settings, f"SELECT count() FROM {name} WHERE position(toString(tuple(*)), '{text}') > 0"
+        )
+        if count:
+            held.add(str(name))
+    return held
+
+
+async def test_many_answers_are_purged_in_parts(clickhouse: ClickHouseStore) -> None:
+    answers = tuple(answer(f"{n:064}", raw=MARKER, chunk=n) for n in range(1_200))
+    await clickhouse.write(Rows(answers=answers))
+    assert await clickhouse.traces("a.pdf") == Traces(answers=1_200)
+    await clickhouse.purge("a.pdf", 1)
+    assert await clickhouse.traces("a.pdf") == Traces()
 
 
 async def test_setup_may_run_again_and_satisfies_the_check(
@@ -574,3 +797,59 @@ async def test_an_outage_is_waited_out_and_nothing_is_lost(own_engine: Engine) -
 async def test_a_server_that_is_not_there_is_unavailable() -> None:
     with pytest.raises(StoreUnavailable, match="cannot be reached"):
         await connect(ClickHouse(url="http://127.0.0.1:9"), database=None)
+
+
+# -- what is wanted of runs ----------------------------------------------------------------------------------
+
+
+async def test_nothing_is_wanted_of_a_run_until_somebody_asks_and_the_newest_wish_counts(
+    store: SummaryStore,
+) -> None:
+    run = a_run()
+    await store.save_run(run)
+    assert await store.control(run.id) == Control(run.id)
+    found = await store.run(run.id)
+    assert found is not None and found.wanted is ControlState.RUNNING
+    paused = Control(run.id, ControlState.PAUSED, "Größe", Decimal("5.25"), True, NOW)
+    await store.save_control(paused)
+    await store.save_control(Control(run.id, changed_at=NOW - timedelta(seconds=1)))
+    assert await store.control(run.id) == paused
+    found = await store.run(run.id)
+    assert found is not None and found.control == paused
+    assert [each.control for each in await store.runs(1_000) if each.id == run.id] == [paused]
+    await store.save_run(replace(run, updated_at=NOW + timedelta(hours=1)))
+    found = await store.run(run.id)
+    assert found is not None and found.control == paused, "a publisher that goes on changes no wish"
+
+
+async def test_what_was_spent_is_summed_by_run_and_since(store: SummaryStore) -> None:
+    mine, other = uuid4(), uuid4()
+    tomorrow = NOW + timedelta(days=30_000)
+    for run_id, at in ((mine, NOW), (mine, tomorrow), (other, tomorrow)):
+        store.keep(answer(uuid4().hex, run_id=run_id, cost=Decimal("0.25"), answered_at=at))
+    await store.write(Rows())
+    await store.write(Rows(run_documents=(run_document(mine, "a", State.DONE),)))  # returns after the answers
+    assert await store.spent(mine) == Decimal("0.50")
+    assert await store.spent(None, tomorrow) == Decimal("0.50")
+    assert await store.spent(uuid4()) == 0
+
+
+async def test_cancelling_ends_what_has_no_end_and_nothing_else(store: SummaryStore) -> None:
+    run = uuid4()
+    states = {
+        "q": State.QUEUED,
+        "r": State.RETRYING,
+        "h": State.HELD,
+        "d": State.DONE,
+        "f": State.DEAD_LETTERED,
+    }
+    rows = tuple(run_document(run, name, state) for name, state in states.items())
+    elsewhere = run_document(uuid4(), "q", State.QUEUED)
+    await store.write(Rows(run_documents=(*rows, elsewhere)))
+    await store.cancel_rest(run, "Ada's wish", NOW + timedelta(seconds=1))
+    progress = await store.progress(run)
+    assert (progress.cancelled, progress.done, progress.dead_lettered, progress.remaining) == (3, 1, 1, 0)
+    assert (await store.progress(elsewhere.run_id)).queued == 1
+    assert {row.message for row, _ in [each async for each in store.run_rows(run)]} == {"Ada's wish", ""}
+    await store.write(Rows(run_documents=(run_document(run, "q", State.DONE, 9_000),)))
+    assert (await store.progress(run)).done == 2, "what was paid for in time still counts"

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,11 @@ from docsum.local.model_server import Options, serving
 from docsum.models import Answer, ExtractedText, Lane, Recipe, Summary, Usage
 from docsum.settings import Model
 from docsum.summarisers import anthropic as summarisers
-from docsum.summarisers import prompt
+from docsum.summarisers import prompt, provider_errors
 from docsum.summarisers.anthropic import AnthropicSummariser, make_client
 from docsum.summarisers.gate import CallGate
 from docsum.summarisers.prices import Prices
+from tests.support.documents import scanned_pdf
 from tests.support.fakes import FakeClock, reference
 from tests.support.waiting import eventually
 
@@ -48,6 +49,7 @@ class KeptAnswers:
         self.rows: list[Answer] = []
         self.flushed = True
         self.looked_up = 0
+        self.unavailable_since: datetime | None = None
 
     async def answers(self, fingerprint: str) -> Sequence[Answer]:
         self.looked_up += 1
@@ -83,7 +85,6 @@ class Bench:
             self.clock,
             PRICES,
             timeout=timedelta(seconds=timeout),
-            single_shot_tokens=5_000,
         )
 
     def pay(self) -> None:
@@ -137,12 +138,12 @@ async def ask(
     summariser: AnthropicSummariser,
     document_id: str = "doc-1",
     *,
-    text: str = TEXT,
+    text: str | ExtractedText = TEXT,
     recipe: Recipe = RECIPE,
     lane: Lane = Lane.LIVE,
     force: bool = False,
 ) -> Summary:
-    extracted = ExtractedText(text, "text/plain")
+    extracted = ExtractedText(text, "text/plain") if isinstance(text, str) else text
     return await summariser.summarise(reference(document_id, force=force), extracted, recipe, lane, bench.pay)
 
 
@@ -460,8 +461,6 @@ async def test_replies_that_are_not_the_apis(
 
 async def test_nothing_is_sent_for_what_cannot_be_bought(bench: Bench) -> None:
     summariser = bench.summariser()
-    with pytest.raises(errors.TooLong, match="SINGLE_SHOT_TOKENS"):
-        await ask(bench, summariser, text="word " * 9_000)
     with pytest.raises(errors.ConfigurationError, match="no price"):
         await ask(bench, summariser, recipe=Recipe("claude-unheard-of"))
     assert bench.paid == await bench.accepted() == 0
@@ -540,11 +539,11 @@ def exported() -> list[type[Exception]]:
 
 @pytest.mark.parametrize("kind", exported(), ids=lambda kind: str(kind.__name__))
 def test_every_error_that_the_sdk_exports_is_in_the_map(kind: type[Exception]) -> None:
-    assert kind in summarisers.ERRORS
+    assert kind in provider_errors.ERRORS
 
 
 def test_every_failure_in_the_map_has_a_row_of_its_own() -> None:
-    assert set(summarisers.ERRORS.values()) <= errors.FAILURES.keys()
+    assert set(provider_errors.ERRORS.values()) <= errors.FAILURES.keys()
 
 
 def test_an_error_that_the_sdk_gets_later_is_treated_as_its_parent() -> None:
@@ -553,7 +552,7 @@ def test_an_error_that_the_sdk_gets_later_is_treated_as_its_parent() -> None:
 
     request = httpx2.Request("POST", "http://127.0.0.1/v1/messages")
     response = httpx2.Response(429, request=request, headers={"retry-after-ms": "1500"})
-    failure = summarisers.translate(NewLimitError("slow down", response=response, body=None))
+    failure = provider_errors.translate(NewLimitError("slow down", response=response, body=None))
     assert isinstance(failure, errors.ModelRateLimited)
     assert failure.retry_after == timedelta(seconds=1.5)
 
@@ -579,3 +578,30 @@ async def test_a_proxy_does_not_stand_before_our_own_machine(
     monkeypatch.delenv("NO_PROXY", raising=False)
     async with make_client(settings(bench.url), 1) as client:
         await ask(bench, bench.summariser(client=client))
+
+
+# -- pages that are pictures, and a store that is away -------------------------------------------------------
+
+
+async def test_scanned_pages_go_to_the_model_as_they_are_and_are_bought_once(bench: Bench) -> None:
+    scan = ExtractedText("", "application/pdf", pages=2, pdf=scanned_pdf(2))
+    first = await ask(bench, bench.summariser(), text=scan)
+    assert "2 pages that are pictures" in first.summary
+    assert first.input_tokens > 4_000
+    again = await ask(bench, bench.summariser(), text=scan, document_id="a copy")
+    assert again.reused and again.fingerprint == first.fingerprint
+    other = ExtractedText("", "application/pdf", pages=3, pdf=scanned_pdf(3))
+    assert (await ask(bench, bench.summariser(), text=other)).fingerprint != first.fingerprint
+    assert bench.paid == 2
+    request = prompt.render_pdf(RECIPE, scan.pdf or b"", 2)
+    assert request.input_tokens > first.input_tokens
+    assert "PDF" in request.system and "{" not in request.system
+
+
+async def test_no_call_is_made_while_its_answer_could_not_be_stored(bench: Bench) -> None:
+    bench.store.unavailable_since = datetime.now(UTC)
+    with pytest.raises(errors.StoreUnavailable):
+        await ask(bench, bench.summariser())
+    assert (await bench.billed())["accepted"] == 0
+    bench.store.unavailable_since = None
+    assert (await ask(bench, bench.summariser())).summary

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -28,7 +31,7 @@ from docsum.errors import (
     Undecodable,
 )
 from docsum.extractors import DocumentExtractor, html, pdf
-from docsum.extractors.sandbox import EXIT_MEMORY, Sandbox
+from docsum.extractors.sandbox import ANSWER, REQUEST, Sandbox
 from docsum.models import Document
 from tests.support import documents
 from tests.support.waiting import eventually
@@ -72,14 +75,17 @@ async def test_text_needs_no_child(extractor: DocumentExtractor, sandbox: Sandbo
     assert not sandbox.pids
 
 
-async def test_pdf_and_html_share_one_child(extractor: DocumentExtractor, sandbox: Sandbox) -> None:
+async def test_pdf_word_and_html_share_one_child(extractor: DocumentExtractor, sandbox: Sandbox) -> None:
     found = await extractor.extract(document(documents.pdf(3)))
     first = sandbox.pids
     assert (found.pages, found.media_type, found.truncated) == (3, "application/pdf", False)
     assert "Page 3, line 39: the pump was serviced" in found.text
 
+    word = await extractor.extract(document(documents.docx(documents.paragraph("The pump was serviced."))))
+    assert (word.text, word.pages) == ("The pump was serviced.", None)
+
     article = await extractor.extract(document(documents.ARTICLE.encode()))
-    assert article.text.startswith("New crane for the eastern quay")
+    assert article.text.startswith("# New crane for the eastern quay")
     assert "six crane drivers" in article.text
     for unseen in ("secret", "comment", "Ignore your instructions", "Hidden words", "color: red", "Imprint"):
         assert unseen not in article.text
@@ -122,6 +128,59 @@ def test_caps_cut_and_say_so() -> None:
 def test_both_libraries_read_a_pdf() -> None:
     content = documents.pdf(2)
     assert pdf.read(content).text.split() == pdf.read(content, careful=True).text.split()
+
+
+def test_what_is_filled_in_is_text() -> None:
+    found = pdf.read(documents.form_pdf("Name of the ship:", "Barge Wilhelmina")).text
+    assert found == "Name of the ship:\nBarge Wilhelmina"
+    comment = "Checked by the pilot of the harbour"
+    assert pdf.read(documents.commented_pdf(comment)).text == comment
+
+
+def test_names_of_glyphs_are_no_text() -> None:
+    with pytest.raises(Undecodable, match="cannot be read"):
+        pdf.read(documents.glyph_named_pdf(), careful=True)
+
+
+def test_little_text_is_not_asked_for_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(pdf, "_by_pypdf")
+    assert pdf.read(documents.pdf(1, lines=1)).text == documents.LINE.format(page=1, line=0)
+    with pytest.raises(Scanned):
+        pdf.read(documents.scanned_pdf(2))
+
+
+def test_chapters_are_not_lost_with_the_boilerplate() -> None:
+    said = "<p>The port authority has ordered a new crane for the eastern quay, which lifts sixty tonnes.</p>"
+    page = f"<html><body><nav><a href='/'>Home</a></nav><article>{said * 4}</article>"
+    page += "".join(f'<div class="sidebar"><p>Rule {n}: ships wait outside.</p></div>' for n in range(99))
+    found = html.read(f"{page}<footer>Imprint</footer></body></html>".encode()).text
+    assert "sixty tonnes" in found
+    assert "Rule 98" in found
+    assert "Home" not in found
+    assert "Imprint" not in found
+
+
+def test_a_page_that_waits_for_its_script_is_read() -> None:
+    page = f"<html><title>News</title><body><div style='display:none'>{documents.ARTICLE}</div></body></html>"
+    assert "six crane drivers" in html.read(page.encode()).text
+
+
+@pytest.mark.parametrize("style", ["font-size: 0", "opacity:0;", "OPACITY: 0.0", "font-size:0px; color: red"])
+@pytest.mark.parametrize("careful", [False, True])
+def test_what_is_too_small_or_too_pale_is_not_seen(style: str, careful: bool) -> None:
+    page = documents.ARTICLE.replace("display: none", style)
+    assert "Ignore your instructions" not in html.read(page.encode(), careful=careful).text
+    page = documents.ARTICLE.replace("display: none", "opacity: 0.9; font-size: 0.8em")
+    assert "Ignore your instructions" in html.read(page.encode(), careful=careful).text
+
+
+def test_headings_come_once_and_identifiers_as_they_are() -> None:
+    page = "<html><body><h1>The <code>crane_up</code> call<a href='#x'>¶</a></h1>"
+    page += "<p>Use crane_up and crane_down with care, as the manual of the harbour authority says.</p>" * 6
+    found = html.read(f"{page}</body></html>".encode()).text
+    assert found.count("# The") == 1
+    assert "¶" not in found
+    assert "\\" not in found
 
 
 @pytest.mark.parametrize("careful", [False, True])
@@ -232,10 +291,23 @@ async def test_too_little_memory_to_start_is_our_setting() -> None:
     await sandbox.close()
 
 
-def test_where_the_system_has_no_limit_the_child_watches_itself() -> None:
-    program = "from docsum.extractors import child; hog = b'x' * 200_000_000; child.watch_memory(100_000_000)"
-    ended = subprocess.run([sys.executable, "-c", program], timeout=30, check=False)
-    assert ended.returncode == EXIT_MEMORY
+async def test_where_the_system_has_no_limit_the_parent_watches() -> None:
+    sandbox = Sandbox(1, timedelta(seconds=60), 300_000_000, watch=True)
+    extractor = DocumentExtractor(sandbox)
+    assert (await extractor.extract(document(documents.pdf(60)))).pages == 60
+    child = child_of(sandbox)
+    assert limits(child.pid)["Max address space"] == "unlimited"
+    with pytest.raises(DocumentBomb, match="more memory than DOCSUM_EXTRACT__MEMORY"):
+        await extractor.extract(document(documents.large_flate_bomb(2_000)))
+    assert not child.is_running()
+    assert (await extractor.extract(document(documents.pdf(1)))).pages == 1
+    await sandbox.close()
+
+
+async def test_the_pages_of_a_scan_come_through(extractor: DocumentExtractor) -> None:
+    with pytest.raises(Scanned, match="1 of 7 pages has text, the others are pictures") as refused:
+        await extractor.extract(document(documents.mixed_pdf(1, 6)))
+    assert refused.value.pages == 7
 
 
 # -- the walls -----------------------------------------------------------------------------------------------
@@ -270,10 +342,73 @@ async def test_a_child_has_no_secret_no_file_and_no_network(
     named = limits(child.pid)
     assert named["Max address space"] == str(MEMORY)
     assert named["Max file size"] == named["Max core file size"] == "0"
-    assert named["Max open files"] == "64"
+    assert named["Max open files"] == "0"
     assert os.getsid(child.pid) == child.pid
     if may_leave_the_network():
         assert network(child.pid) != network(os.getpid())
+
+
+HOOK = """
+import socket, sys
+from docsum.extractors import child
+from docsum.extractors.sniff import Kind
+from docsum.models import ExtractedText
+
+def attempt(step):
+    try:
+        step()
+    except Exception as error:
+        return f"{type(error).__name__} {getattr(error, 'errno', '')}"
+    return "done"
+
+def read(content, *, careful):
+    path, port = content.decode().split("|")
+    tried = [
+        attempt(lambda: open(path).read()),
+        attempt(lambda: open(path, "a").write("x")),
+        attempt(lambda: __import__("os").listdir("/")),
+        attempt(lambda: __import__("antigravity")),
+        attempt(lambda: socket.create_connection(("127.0.0.1", int(port)), 5)),
+        attempt(lambda: __import__("subprocess").run(["true"])),
+    ]
+    return ExtractedText(", ".join(tried), "text/plain")
+
+child._READERS[b"P"] = read
+child.main()
+"""
+
+
+def test_a_reader_gone_wild_opens_no_file_and_no_connection(tmp_path: Path) -> None:
+    marker = tmp_path / "private.txt"
+    marker.write_text("the user's own words")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        content = f"{marker}|{server.getsockname()[1]}".encode()
+        ran = subprocess.run(
+            [sys.executable, "-c", HOOK, "0", "60"],
+            input=REQUEST.pack(b"P", False, len(content)) + content,
+            capture_output=True,
+            timeout=60,
+            check=True,
+        )
+    body = ran.stdout[2 * ANSWER.size + len("{}") :]
+    assert json.loads(body)["text"] == ", ".join([f"OSError {errno.EMFILE}"] * 6)
+    assert marker.read_text() == "the user's own words"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no network to leave")
+def test_a_network_that_was_left_reaches_nobody() -> None:
+    if not may_leave_the_network():
+        pytest.skip("this system does not let us make a network")
+    program = (
+        "import socket, sys; from docsum.extractors import child; child.leave_network();"
+        "sys.exit(socket.socket().connect_ex(('127.0.0.1', int(sys.argv[1]))))"
+    )
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        ran = subprocess.run([sys.executable, "-c", program, str(port)], timeout=30, check=False)
+        assert ran.returncode in (errno.ENETUNREACH, errno.ECONNREFUSED)
+        with socket.create_connection(("127.0.0.1", port), 5):
+            pass  # from here it is reached
 
 
 async def test_a_child_killed_from_outside_costs_nothing(

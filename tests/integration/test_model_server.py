@@ -9,6 +9,7 @@ import signal
 import statistics
 import subprocess
 import sys
+from base64 import b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -21,9 +22,13 @@ from anthropic import AsyncAnthropic, DefaultAioHttpClient
 from anthropic.types import Message, TextBlock
 
 from docsum.local.extractive import ExtractiveModel
+from docsum.local.model_faults import NAMED, Fault, FaultKind
 from docsum.local.model_latency import Latency
 from docsum.local.model_limits import Bucket
-from docsum.local.model_server import MAX_BODY_BYTES, Options, serving
+from docsum.local.model_requests import parse_ask
+from docsum.local.model_server import MAX_BODY_BYTES, Options, parse_arguments, serving
+from docsum.summarisers.prompt import read_message
+from tests.support.documents import encrypted_pdf, pdf, scanned_pdf
 from tests.support.waiting import eventually
 
 Json = Any  # decoded JSON of any shape
@@ -350,13 +355,21 @@ async def test_requests_over_the_limit_get_429_and_are_not_billed(start: Start) 
     assert first.headers["anthropic-ratelimit-requests-remaining"] == "1"
     assert first.headers["anthropic-ratelimit-requests-reset"].endswith("Z")
     assert "anthropic-ratelimit-tokens-remaining" in first.headers
-    await caller.create()
     with pytest.raises(anthropic.RateLimitError) as refused:
         await caller.create()
     assert refused.value.type == "rate_limit_error"
     assert 1 <= int(refused.value.response.headers["retry-after"]) <= 30
-    assert refused.value.response.headers["anthropic-ratelimit-requests-remaining"] == "0"
-    assert await caller.billed(accepted=2)()
+    assert await caller.billed(accepted=1, rejected=1)()
+    async with caller.http.delete(f"{caller.url}/_billing") as response:
+        assert (await response.json())["rejected"] == 0
+
+
+async def test_a_minute_has_no_more_requests_than_its_limit_from_the_first_one_on(start: Start) -> None:
+    caller = await start(requests_per_minute=600)
+    answers = await asyncio.gather(*(caller.post(ask()) for _ in range(60)))
+    accepted = [status for status, _ in answers].count(200)
+    assert 10 <= accepted < 40  # ten at once, and ten for each second that the machine took
+    assert await caller.billed(accepted=accepted, rejected=60 - accepted)()
 
 
 @pytest.mark.parametrize("limit", [{"input_tokens_per_minute": 100}, {"output_tokens_per_minute": 100}])
@@ -367,14 +380,23 @@ async def test_tokens_are_limited_too(start: Start, limit: Mapping[str, int]) ->
         await caller.create()  # the first answer overdraws the output bucket
 
 
-def test_a_bucket_fills_evenly_over_a_minute() -> None:
-    bucket = Bucket(60, 0, now=100)
-    bucket.take(60, 100)
-    assert bucket.wait(1, 100) == 1
-    assert bucket.wait(1, 101) == 0
-    assert bucket.left(130) == 30
-    assert bucket.left(1000) == 60
-    assert bucket.wait(61, 1000) == 60
+def test_a_bucket_fills_evenly_and_gives_a_seconds_worth_at_once() -> None:
+    bucket = Bucket(600, 0, now=100)
+    bucket.take(10, 100)
+    assert bucket.wait(1, 100) == pytest.approx(0.1)
+    assert bucket.wait(5, 100) == pytest.approx(0.5)
+    assert bucket.wait(1, 100.1) == 0
+    assert bucket.left(100) == 590
+    assert bucket.left(1000) == 600
+    assert bucket.wait(601, 1000) == 60
+
+
+def test_what_is_larger_than_a_seconds_worth_goes_when_that_is_full_and_the_next_waits() -> None:
+    bucket = Bucket(600, 0, now=100)
+    assert bucket.wait(300, 100) == 0
+    bucket.take(300, 100)
+    assert bucket.wait(1, 100) == pytest.approx(29.1)
+    assert bucket.wait(1, 130) == 0
 
 
 @pytest.mark.parametrize(("text", "low", "high"), [("0.1", 0.1, 0.1), ("0.5..2.0", 0.5, 2.0), ("0", 0, 0)])
@@ -480,9 +502,17 @@ async def test_a_half_written_line_is_dropped_at_the_next_start(
     [
         (400, anthropic.BadRequestError, "invalid_request_error"),
         (401, anthropic.AuthenticationError, "authentication_error"),
+        (402, anthropic.PaymentRequiredError, "billing_error"),
+        (403, anthropic.PermissionDeniedError, "permission_error"),
+        (404, anthropic.NotFoundError, "not_found_error"),
+        (408, anthropic.RequestTimeoutError, "timeout_error"),
+        (409, anthropic.ConflictError, "conflict_error"),
+        (413, anthropic.ContentTooLargeError, "request_too_large"),
         (429, anthropic.RateLimitError, "rate_limit_error"),
         (500, anthropic.InternalServerError, "api_error"),
+        (502, anthropic.InternalServerError, "api_error"),
         (503, anthropic.ServiceUnavailableError, "api_error"),
+        (504, anthropic.GatewayTimeoutError, "timeout_error"),
         (529, anthropic.OverloadedError, "overloaded_error"),
     ],
 )
@@ -501,6 +531,85 @@ async def test_an_error_rule_answers_with_that_error_and_bills_nothing(
     assert raised.value.error_code == "some_code"
     assert raised.value.response.headers["retry-after"] == "7"
     assert await caller.billed(accepted=0)()
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "says"),
+    [
+        ("credit_too_low", anthropic.BadRequestError, "credit balance is too low"),
+        ("usage_limit", anthropic.BadRequestError, "specified API usage limits"),
+        ("ramp_limit", anthropic.RampLimitExceededError, "ramp_limit_exceeded"),
+        ("enforced_spend_limit", anthropic.EnforcedSpendLimitReachedError, "enforced_spend_limit_reached"),
+        ("contract_spend_limit", anthropic.ContractSpendLimitReachedError, "contract_spend_limit_reached"),
+        ("too_large", anthropic.ContentTooLargeError, "<h1>413 Request Entity Too Large</h1>"),
+        ("bad_gateway", anthropic.InternalServerError, "<h1>502 Bad Gateway</h1>"),
+    ],
+)
+async def test_an_error_with_a_name_is_the_one_that_the_api_or_its_edge_gives(
+    start: Start, name: str, error: type[anthropic.APIStatusError], says: str
+) -> None:
+    caller = await start()
+    await caller.spoil(kind=name)
+    with pytest.raises(error) as raised:
+        await caller.create()
+    assert type(raised.value) is error
+    assert says in raised.value.response.text
+    assert ("retry-after" in raised.value.response.headers) is (name == "ramp_limit")
+    assert says.startswith("<") is ("html" in raised.value.response.headers["content-type"])
+    assert await caller.billed(accepted=0)()
+
+
+def test_every_kind_of_fault_is_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_arguments(["--help"])
+    told = capsys.readouterr().out
+    assert [kind for kind in (*FaultKind, *NAMED) if kind not in told] == []
+
+
+async def test_a_rule_is_for_a_model_or_for_the_nth_request(start: Start) -> None:
+    caller = await start()
+    await caller.spoil(match={"model": "claude-haiku-5-5", "nth": 2}, status=500)
+    wanted = [("claude-haiku-5-5", 200), ("claude-opus-5-5", 200), ("claude-haiku-5-5", 500)]
+    for model, status in (*wanted, ("claude-haiku-5-5", 200)):
+        assert (await caller.post(ask(model=model)))[0] == status
+
+
+async def test_an_outage_begins_and_ends_by_itself(start: Start) -> None:
+    caller = await start()
+    async with caller.http.put(
+        f"{caller.url}/_faults", json=[{"status": 529, "after": 0.2, "for": 0.3}]
+    ) as response:
+        (shown,) = await response.json()
+    assert (shown["after"], shown["for"], shown["match"]) == (0.2, 0.3, {})
+
+    async def answers(status: int) -> bool:
+        return (await caller.post(ask()))[0] == status
+
+    await eventually(lambda: answers(529))
+    await eventually(lambda: answers(200))
+    assert not await answers(529)
+
+
+def test_a_window_is_counted_from_the_moment_when_the_rule_was_set() -> None:
+    rule = Fault.parse({"after": 5, "for": 10}, now=100)
+    request = parse_ask(ask(), "2026-10-21")
+    seen = {at: rule.applies(request, at) for at in (100, 104.9, 105, 114.9, 115, 1000)}
+    assert [at for at, applies in seen.items() if applies] == [105, 114.9]
+
+
+@pytest.mark.parametrize(("kind", "first"), [("slow_headers", False), ("slow_body", True)])
+async def test_a_slow_answer_is_billed_and_arrives_whole(start: Start, kind: str, first: bool) -> None:
+    caller = await start()
+    await caller.spoil(kind=kind, seconds=0.4)
+    clock = asyncio.get_running_loop().time
+    begun = clock()
+    async with caller.http.post(f"{caller.url}/v1/messages", json=ask(), headers=HEADERS) as response:
+        headers_after = clock() - begun
+        assert (await response.json())["stop_reason"] == "end_turn"
+    assert clock() - begun >= 0.4
+    if not first:
+        assert headers_after >= 0.4
+    await eventually(caller.billed(accepted=1, served=1))
 
 
 async def test_a_rule_fires_for_its_text_and_as_often_as_it_says(start: Start) -> None:
@@ -563,8 +672,23 @@ async def test_unusable_answers_are_billed(start: Start) -> None:
     assert (refused.stop_reason, refused.content) == ("refusal", [])
     assert refused.stop_details is not None
     assert (refused.stop_details.category, refused.stop_details.explanation) == ("general_harms", "no")
+    await caller.spoil(kind="context_exceeded")
+    assert (await caller.create()).stop_reason == "model_context_window_exceeded"
     stops = [entry["stop_reason"] for entry in await caller.entries()]
-    assert stops == ["end_turn", "max_tokens", "refusal"]
+    assert stops == ["end_turn", "max_tokens", "refusal", "model_context_window_exceeded"]
+
+
+@pytest.mark.parametrize("kind", ["thinking_first", "unknown"])
+async def test_an_answer_may_hold_what_nobody_has_asked_for(start: Start, kind: str) -> None:
+    caller = await start()
+    usual = await caller.create()
+    await caller.spoil(kind=kind)
+    _, body = await caller.post(ask())
+    assert [block["type"] for block in body["content"]][1:] == ["text"]
+    assert body["content"][0]["type"] in ("thinking", "a_later_block")
+    assert body["content"][1]["text"] == said(usual)
+    reply = read_message(body)
+    assert (reply.status, reply.parsed is not None) == ("ok", True)
 
 
 @pytest.mark.parametrize(
@@ -576,7 +700,10 @@ async def test_unusable_answers_are_billed(start: Start) -> None:
         {"status": 200},
         {"status": "500"},
         {"probability": 2},
-        {"match": {"model": "x"}},
+        {"match": {"colour": "x"}},
+        {"match": {"nth": "first"}},
+        {"for": -1},
+        {"after": "soon"},
         {"times": "often"},
     ],
 )
@@ -656,10 +783,42 @@ async def test_two_servers_never_share_a_ledger(start: Start, tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     ("options", "says"),
-    [(["--latency", "soon"], "is no latency"), (["--requests-per-minute", "0"], "whole number")],
+    [
+        (["--latency", "soon"], "is no latency"),
+        (["--requests-per-minute", "0"], "whole number"),
+        (["--fault", '{"status": 200}'], "is no fault rule"),
+        (["--faults", "/nowhere.json"], "no list of fault rules"),
+    ],
 )
 async def test_a_wrong_option_is_a_usage_error(tmp_path: Path, options: list[str], says: str) -> None:
     with ServerProcess(tmp_path, *options) as server:
         assert await server.ended(20) == 2
         assert server.process.stderr
         assert says in server.process.stderr.read()
+
+
+async def test_faults_can_be_there_from_the_start(tmp_path: Path) -> None:
+    file = tmp_path / "faults.json"
+    file.write_text(json.dumps([{"status": 529, "times": 1}]))
+    options = ["--faults", str(file), "--fault", '{"status": 503}', "--fault", '{"status": 500}']
+    with ServerProcess(tmp_path, *options) as server:
+        async with calling(await server.url()) as caller:
+            assert [(await caller.post(ask()))[0] for _ in range(2)] == [529, 503]
+            assert [rule["status"] for rule in await caller.get("/_faults")] == [529, 503, 500]
+
+
+async def test_a_pdf_is_counted_by_its_pages_and_read_as_far_as_its_text_goes(start: Start) -> None:
+    caller = await start()
+
+    def asked(content: bytes) -> Json:
+        source = {"type": "base64", "media_type": "application/pdf", "data": b64encode(content).decode()}
+        return [{"role": "user", "content": [{"type": "document", "source": source}]}]
+
+    scan = await caller.create(messages=asked(scanned_pdf(2)))
+    assert 4_000 <= scan.usage.input_tokens < 4_100
+    assert "2 pages that are pictures" in json.loads(said(scan))["summary"]
+    readable = await caller.create(messages=asked(pdf(1)))
+    assert "pictures" not in said(readable)
+    for content, told in ((b"%PDF-1.7 nothing", "not valid"), (encrypted_pdf(), "password protected")):
+        status, body = await caller.post(ask(messages=asked(content)))
+        assert status == 400 and told in body["error"]["message"]

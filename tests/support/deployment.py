@@ -1,7 +1,12 @@
-"""A whole local stack for a test: its own home, its own model server as the judge of money, real commands."""
+"""Whole deployments for tests: real commands, and a model server of their own as the judge of money.
+
+`Deployment` is the local stack in a home of its own. `Fleet` is a deployment of the user's own, with workers
+as processes of the test, on the broker and the engine that tests share; its store is reached through a proxy.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -9,15 +14,50 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+from uuid import UUID, uuid4
 
-from docsum.local.loopback import free_port
+from confluent_kafka import Consumer, Message, TopicPartition
+from pydantic import SecretStr
+
+from docsum.bootstrap import open_store, setup_store, setup_topics
+from docsum.local.jars import cache_folder, ensure_jars
+from docsum.local.kafka import kafka_spec
+from docsum.local.loopback import HOST, free_port
 from docsum.local.stack_state import StackState, find
+from docsum.models import RunDocumentRow
+from docsum.settings import Fetch, Kafka, Limits, Model, Retry, Settings, Topics, Worker
+from docsum.stores.clickhouse import ClickHouseStore
+from docsum.topics import Topology
+from tests.support.broker import Broker
+from tests.support.engine import Engine
+from tests.support.fault_proxy import FaultProxy
 
 ROOT = Path(__file__).parents[2]
+MODEL = "local-extractive-1"
+T = TypeVar("T")
+
+
+def until(check: Callable[[], bool], within: float, what: str) -> float:
+    """Blocks until `check` holds, and returns after how many seconds; fails when that takes too long."""
+    begun = time.monotonic()
+    while not check():
+        assert time.monotonic() - begun < within, f"not within {within} s: {what}"
+        time.sleep(0.1)
+    return time.monotonic() - begun
+
+
+def stays(check: Callable[[], bool], seconds: float, what: str) -> None:
+    """Fails when `check` does not hold all that time."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        assert check(), f"not for {seconds} s: {what}"
+        time.sleep(0.2)
 
 
 class ModelServer:
@@ -61,6 +101,16 @@ class ModelServer:
     def get(self, path: str) -> Any:
         with urllib.request.urlopen(self.url + path, timeout=30) as answer:
             return json.loads(answer.read())
+
+    def fail(self, *rules: Mapping[str, object]) -> None:
+        """These fault rules and no others from now on."""
+        self.put("/_faults", list(rules))
+
+    @property
+    def paid_again(self) -> dict[str, int]:
+        """Requests that were paid for more than once."""
+        found: dict[str, int] = self.get("/_billing/fingerprints")["paid_more_than_once"]
+        return found
 
     def put(self, path: str, body: object) -> None:
         request = urllib.request.Request(self.url + path, json.dumps(body).encode(), method="PUT")
@@ -157,3 +207,195 @@ class Deployment:
             still = find(self.home)
             if still is not None:
                 os.kill(still.pid, signal.SIGKILL)
+
+
+@dataclass
+class ProxiedBroker(Broker):
+    """A broker that everybody reaches through a proxy: its own metadata lead there too."""
+
+    proxy: FaultProxy = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.proxy = FaultProxy(self.port)
+
+    @property
+    def settings(self) -> Kafka:
+        return Kafka(bootstrap_servers=self.proxy.address)
+
+    async def start(self) -> None:
+        """Returns when it answers, through the proxy too."""
+        jars = await asyncio.to_thread(ensure_jars, cache_folder(os.environ))
+        spec = kafka_spec(self.data, jars, self.port, self.controller_port)
+        assert spec.prepare is not None
+        await spec.prepare()
+        properties = self.data / "server.properties"
+        listener = f"advertised.listeners=PLAINTEXT://{HOST}:"
+        text = properties.read_text()
+        assert f"{listener}{self.port}\n" in text
+        properties.write_text(text.replace(f"{listener}{self.port}\n", f"{listener}{self.proxy.port}\n"))
+        with (self.data / "stdout").open("ab") as log:
+            self.process = subprocess.Popen(  # noqa: ASYNC220 - returns at once
+                spec.argv, env=dict(spec.env), cwd=spec.cwd, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+        async with asyncio.timeout(spec.ready_timeout.total_seconds()):
+            while not await spec.ready():
+                assert self.process.poll() is None, (self.data / "stdout").read_text()
+                await asyncio.sleep(0.1)
+
+
+class Fleet(Deployment):
+    """A deployment of the user's own: topics, a database and a group that nobody else uses."""
+
+    def __init__(
+        self,
+        folder: Path,
+        broker: Broker,
+        engine: Engine,
+        model: ModelServer,
+        *,
+        delays: tuple[float, ...] = (1, 2),
+        in_flight: int = 16,
+        partitions: int = 6,
+        limits: Limits | None = None,
+        fetch: Fetch | None = None,
+    ) -> None:
+        """`delays` of the retry topics, in seconds."""
+        self.folder = folder
+        self.model = model
+        self.brokers = broker.settings.bootstrap_servers
+        self.store_proxy = FaultProxy(engine.port)
+        self.store_proxy.__enter__()
+        prefix = f"t{uuid4().hex[:8]}"
+        direct = engine.settings
+        self.settings = Settings(
+            home=folder / "home",
+            kafka=Kafka(bootstrap_servers=self.brokers, group_id=f"{prefix}-workers"),
+            topics=Topics(prefix=prefix, partitions=partitions),
+            clickhouse=direct.model_copy(update={"url": self.store_proxy.url}),
+            model=Model(name=MODEL, api_key=SecretStr("a-key"), base_url=model.url),
+            limits=limits or Limits(),
+            worker=Worker(max_in_flight=in_flight, shutdown_timeout=timedelta(seconds=5)),
+            retry=Retry(delays=tuple(timedelta(seconds=delay) for delay in delays)),
+            fetch=fetch or Fetch(file_roots=(str(folder),)),
+        )
+        self._direct = self.settings.model_copy(update={"clickhouse": direct})
+        super().__init__(folder, **self.settings.environment())
+        self.workers: dict[str, subprocess.Popen[bytes]] = {}
+        self._ports: dict[str, int] = {}
+        asyncio.run(self._set_up())
+
+    async def _set_up(self) -> None:
+        await setup_topics(self._direct)
+        await setup_store(self._direct)
+
+    @property
+    def topology(self) -> Topology:
+        return self.settings.topology()
+
+    # -- workers -----------------------------------------------------------------------------------------
+
+    def start_workers(self, *names: str) -> None:
+        """Returns when all are members of the group."""
+        for name in names:
+            self._ports[name] = free_port()
+            environment = self.environment | {
+                "DOCSUM_WORKER__INSTANCE_ID": name,
+                "DOCSUM_WORKER__PORT": str(self._ports[name]),
+            }
+            with self._log(name).open("ab") as log:
+                self.workers[name] = subprocess.Popen(
+                    [sys.executable, "-m", "docsum", "worker"],
+                    env=environment,
+                    cwd=self.folder,
+                    stdout=log,
+                    stderr=log,
+                )
+        until(lambda: all(map(self.is_member, names)), 60, f"{names} are members")
+
+    def is_member(self, name: str) -> bool:
+        assert self.workers[name].poll() is None, f"{name} has ended: {self.said(name)[-3000:]}"
+        with suppress(OSError):
+            urllib.request.urlopen(f"http://{HOST}:{self._ports[name]}/readyz", timeout=5).read()
+            return True
+        return False
+
+    def said(self, *names: str) -> str:
+        """The logs of these workers, or of all."""
+        return "".join(self._log(name).read_text() for name in names or self.workers)
+
+    def _log(self, name: str) -> Path:
+        return self.folder / f"{name}.log"
+
+    # -- what is stored ----------------------------------------------------------------------------------
+
+    def ask(self, question: Callable[[ClickHouseStore], Coroutine[None, None, T]]) -> T:
+        """Of the store, past the proxy."""
+
+        async def answer() -> T:
+            async with open_store(self._direct) as store:
+                return await question(store)
+
+        return asyncio.run(answer())
+
+    def rows(self, run_id: str) -> list[RunDocumentRow]:
+        async def read(store: ClickHouseStore) -> list[RunDocumentRow]:
+            return [row async for row, _ in store.run_rows(UUID(run_id))]
+
+        return self.ask(read)
+
+    def counts(self, run_id: str) -> dict[str, int]:
+        """Documents of a run by state."""
+        states = [row.state.value for row in self.rows(run_id)]
+        return {state: states.count(state) for state in sorted(set(states))}
+
+    def holds(self) -> list[str]:
+        """What the last heartbeat of every worker says."""
+        return [hold for status in self.ask(lambda store: store.workers()) for hold in status.holds]
+
+    def announce(self, *arguments: str) -> str:
+        """Publishes a run without waiting for it; returns its id."""
+        run_id: str = json.loads(self.docsum("run", *arguments, "--no-wait", "--json"))["run_id"]
+        return run_id
+
+    # -- what is in Kafka --------------------------------------------------------------------------------
+
+    def records(self, topic: str) -> list[Message]:
+        """All that a topic holds now, with headers."""
+        return list(read_topic(self.brokers, topic, self.topology.partitions))
+
+    def size(self, topic: str) -> int:
+        """How many records a topic holds now."""
+        return sum(high - low for low, high in ends(self.brokers, topic, self.topology.partitions))
+
+    def dead_letters(self) -> list[Message]:
+        return self.records(self.topology.dead_letters)
+
+    def close(self) -> None:
+        for worker in self.workers.values():
+            worker.kill()
+            worker.wait(20)
+        self.store_proxy.__exit__(None, None, None)
+
+
+def ends(brokers: str, topic: str, partitions: int) -> list[tuple[int, int]]:
+    """The first offset of each partition, and the one after its last."""
+    with closing(_consumer(brokers)) as consumer:
+        places = [TopicPartition(topic, number) for number in range(partitions)]
+        return [consumer.get_watermark_offsets(place, timeout=20) for place in places]
+
+
+def read_topic(brokers: str, topic: str, partitions: int) -> Iterator[Message]:
+    """Everything that was there when it began."""
+    places = enumerate(ends(brokers, topic, partitions))
+    with closing(_consumer(brokers)) as consumer:
+        for number, (low, high) in places:
+            consumer.assign([TopicPartition(topic, number, low)])
+            while low < high:
+                message = consumer.poll(20)
+                assert message is not None and message.error() is None, f"{topic}[{number}] at {low}"
+                yield message
+                low = (message.offset() or 0) + 1
+
+
+def _consumer(brokers: str) -> Any:  # Any: confluent-kafka declares no `close` that `closing` knows
+    return Consumer({"bootstrap.servers": brokers, "group.id": "readers", "enable.auto.commit": False})

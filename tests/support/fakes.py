@@ -17,6 +17,7 @@ from docsum.models import (
     DocumentReference,
     ExtractedText,
     Failure,
+    Held,
     Lane,
     Outcome,
     Recipe,
@@ -137,10 +138,12 @@ class FakeExtractor(Scripted):
         return ExtractedText("hello", "text/plain")
 
 
+@dataclass
 class FakeSummariser(Scripted):
     """Counts calls; `gate`, when set, is waited for after the call has been paid."""
 
     gate: asyncio.Event | None = None
+    texts: list[ExtractedText] = field(default_factory=list)
 
     async def summarise(
         self,
@@ -151,6 +154,7 @@ class FakeSummariser(Scripted):
         paid: Callable[[], None],
     ) -> Summary:
         self.step()
+        self.texts.append(text)
         paid()
         if self.gate is not None:
             await self.gate.wait()
@@ -181,6 +185,8 @@ class FakeCopies:
                 return RecordCopy(topic, delivery.at.partition, delivery.key, delivery.value, ())
             case DeadLettered():
                 return RecordCopy("docsum.dlq", delivery.at.partition, delivery.key, delivery.value, ())
+            case Held():
+                return RecordCopy("docsum.held", delivery.at.partition, delivery.key, delivery.value, ())
             case _:
                 return None
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -13,6 +15,7 @@ from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import pytest
@@ -20,6 +23,7 @@ import pytest
 from docsum.cli import execute
 from docsum.cli.app import COMMANDS, application
 from docsum.cli.config import described
+from docsum.cli.deployment import lister
 from docsum.cli.export import _cell
 from docsum.cli.output import Code, code_of, money, one_line, span, standing
 from docsum.cli.progress import Pace, counts
@@ -31,6 +35,7 @@ from docsum.errors import (
     ModelUnreachable,
     StoreUnavailable,
 )
+from docsum.fetchers.file import file_version
 from docsum.local.jars import DownloadFailed
 from docsum.local.stack_state import ProcessState, StackError, StackFailed
 from docsum.local.stack_state import State as ProcessLife
@@ -46,10 +51,13 @@ from docsum.models import (
     State,
     SummaryRow,
 )
-from docsum.settings import Settings, load
-from docsum.sources import UnusableSource
+from docsum.settings import Fetch, Settings, load
+from docsum.sources import Listed, UnusableSource
 from docsum.stores.memory import MemoryStore
 from tests.support.fakes import START, summary
+
+if TYPE_CHECKING:
+    from docsum.cli.reading import Asked
 
 RUN = Run(
     id=UUID("3f2a91c0-0000-4000-8000-000000000001"),
@@ -95,14 +103,15 @@ def test_help_lists_every_command_but_the_hidden_one(capsys: pytest.CaptureFixtu
     "command",
     [
         *(name for name in COMMANDS if name != "model-server"),
-        *("runs ls", "runs show", "runs watch", "runs resume", "documents show", "config show"),
+        *("runs ls", "runs show", "runs watch", "runs resume", "documents show", "documents delete"),
+        "config show",
         *("setup topics", "setup store"),
     ],
 )
 def test_the_help_of_every_command_teaches(capsys: pytest.CaptureFixture[str], command: str) -> None:
     code, out, _ = result(capsys, *command.split(), "--help")
     assert code == Code.OK
-    group = command in ("runs", "documents", "config", "setup")
+    group = command in ("runs", "documents", "config", "setup", "dlq")
     assert "Commands:" in out if group else f"    docsum {command}" in out
 
 
@@ -146,10 +155,13 @@ def test_the_whole_application_has_every_command() -> None:
         (["run", "a.pdf", "b.pdf"], Code.USAGE, "put a pattern into quotes"),
         (["run", ".", "--words", "3"], Code.USAGE, "words"),
         (["run", ".", "--lane", "fast"], Code.USAGE, "There is no lane 'fast'"),
+        (["run", ".", "--scanned", "ocr"], Code.USAGE, "--scanned is fail or send-pdf, not 'ocr'."),
+        (["run", ".", "--sample", "5", "--limit", "9"], Code.USAGE, "leave out --limit"),
+        (["run", ".", "--sample", "5", "--dry-run"], Code.USAGE, "leave out --limit and --dry-run"),
         (["run", ".", "--id", "seven"], Code.USAGE, "'seven' is no run id"),
         (["run", ".", "--instructions", "@nowhere"], Code.USAGE, "cannot be read from 'nowhere'"),
-        (["run", "s3://bucket/x"], Code.USAGE, "s3: cannot be listed"),
-        (["export", "-o", "out.xlsx"], Code.USAGE, "must end with .jsonl or .csv"),
+        (["run", "ftp://host/x"], Code.USAGE, "ftp: cannot be listed"),
+        (["export", "-o", "out.xlsx"], Code.USAGE, "must end with .jsonl, .csv or .parquet"),
         (["export", "-o", "nowhere/out.csv"], Code.USAGE, "There is no folder"),
         (["setup", "topics", "--print", "helm"], Code.USAGE, "choose kafka or strimzi"),
         (["setup", "store", "--print", "json"], Code.USAGE, "choose sql"),
@@ -157,6 +169,12 @@ def test_the_whole_application_has_every_command() -> None:
         (["runs", "ls"], Code.UNREACHABLE, "No docsum runs in"),
         (["status"], Code.UNREACHABLE, "No docsum runs in"),
         (["documents", "show", "x"], Code.UNREACHABLE, "No docsum runs in"),
+        (["documents", "delete", "x"], Code.UNREACHABLE, "No docsum runs in"),
+        (["documents", "delete", "x", "--purge"], Code.USAGE, "cannot be undone: add --yes"),
+        (["cost"], Code.UNREACHABLE, "No docsum runs in"),
+        (["cost", "--since", "yesterday"], Code.USAGE, "write 7d, 12h or a day such as 2026-11-01"),
+        (["cost", "--since", "2200-01-01"], Code.USAGE, "lies ahead"),
+        (["cost", "--by", "week"], Code.USAGE, "'run', 'model', 'day', 'reason'"),
     ],
 )
 def test_wrong_input_gets_one_sentence_and_its_exit_code(
@@ -235,10 +253,156 @@ def test_a_folder_that_workers_elsewhere_may_not_read_is_refused(
     assert "The workers may read /mnt/documents" in err
 
 
+@pytest.fixture
+def letters(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Sixty letters that a deployment may read; its model costs 2 to 3 cents a letter."""
+    folder = tmp_path / "letters"
+    folder.mkdir()
+    for number in range(60):
+        text = f"Letter {number}. " + "The wall of the harbour is to be repaired before the storms. " * 30
+        (folder / f"{number}.txt").write_text(text)
+    monkeypatch.setenv("DOCSUM_FETCH__FILE_ROOTS", str(folder))
+    monkeypatch.setenv("DOCSUM_MODEL__NAME", "claude-fable-5-1")
+    return folder
+
+
+@pytest.mark.usefixtures("store")
+def test_a_dry_run_tells_the_price_and_the_command(
+    capsys: pytest.CaptureFixture[str], letters: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOCSUM_LIMITS__REQUESTS_PER_MINUTE", "10")
+    code, out, err = result(capsys, "run", str(letters), "--dry-run", "--words", "70", "--name", "my letters")
+    assert code == Code.OK, err
+    for expected in ("60", "price on the live lane", "price on the batch lane", "6 min 0 s", "No provider"):
+        assert expected in out
+    assert f"To run it: docsum run {letters} --name 'my letters' --words 70" in out
+
+
+def test_a_dry_run_leaves_out_what_is_unchanged_and_publishes_nothing(
+    capsys: pytest.CaptureFixture[str], letters: Path, store: MemoryStore
+) -> None:
+    recipe = load().recipe()
+    for number in range(20):
+        path = letters / f"{number}.txt"
+        row = SummaryRow(
+            document_id=path.as_uri(),
+            version=1,
+            state=State.DONE,
+            source_version=file_version(path.stat()),
+            uri=path.as_uri(),
+            summary=summary(recipe=recipe),
+            attributes={},
+            run_id=RUN.id,
+            origin=Coordinates("docsum.backfill", 0, number),
+            occurred_at=START,
+            written_at=START,
+        )
+        asyncio.run(store.write(Rows(summaries=(row,))))
+    before = asyncio.run(store.runs())
+
+    def dry_run(*options: str) -> dict[str, Any]:
+        code, out, err = result(capsys, "run", str(letters), "--dry-run", "--json", *options)
+        assert code == Code.OK, err
+        found: dict[str, Any] = json.loads(out)
+        return found
+
+    found = dry_run()
+    assert (found["documents"], found["unchanged"], found["read"]) == (60, 20, 40)
+    assert found["batch_usd"]["value"] == pytest.approx(found["live_usd"]["value"] / 2)
+    assert found["live_usd"]["low"] < found["live_usd"]["value"] < found["live_usd"]["high"]
+    for options in (["--force"], ["--words", "60"], ["--model", "claude-opus-5-5"]):
+        assert dry_run(*options)["unchanged"] == 0
+    assert asyncio.run(store.runs()) == before
+
+
+@pytest.mark.usefixtures("store")
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_a_dear_run_that_nobody_can_be_asked_about_stops(
+    capsys: pytest.CaptureFixture[str], letters: Path, options: list[str]
+) -> None:
+    code, out, err = result(capsys, "run", str(letters), *options)
+    assert (code, out) == (Code.USAGE, "")
+    assert re.search(r"About \$1\.\d\d live or \$0\.\d\d batch\. Add --yes to agree to that\.", err)
+    assert "Nothing has been announced." in err
+
+
+@pytest.mark.usefixtures("store")
+def test_a_price_that_cannot_be_told_from_here_is_not_taken_for_nothing(
+    capsys: pytest.CaptureFixture[str], letters: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("DOCSUM_FETCH__FILE_ROOTS", "/mnt/elsewhere")
+    manifest = tmp_path / "letters.jsonl"
+    lines = [{"document_id": path.name, "uri": path.as_uri()} for path in letters.iterdir()]
+    manifest.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    code, _, err = result(capsys, "run", str(manifest))
+    assert code == Code.USAGE
+    assert "60 documents cannot be read from here, so what they cost is not in it. Add --yes" in err
+
+
+@pytest.mark.parametrize(("answer", "goes"), [("y\n", True), ("Yes\n", True), ("\n", False), ("", False)])
+async def test_a_dear_run_asks_first(
+    capsys: pytest.CaptureFixture[str],
+    letters: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    answer: str,
+    goes: bool,
+) -> None:
+    from docsum.cli.quoting import agreed
+
+    read, write = os.pipe()
+    os.write(write, answer.encode())
+    os.close(write)
+    with os.fdopen(read) as terminal:
+        monkeypatch.setattr(sys, "stdin", terminal)
+        assert await agreed(_asked(letters), may_ask=True) == goes
+    assert capsys.readouterr().err.endswith(" batch. Go? [y/N] ")
+
+
+@pytest.mark.parametrize("model", ["claude-haiku-5-5", "local-extractive-1"])
+async def test_what_costs_less_than_a_dollar_at_most_is_neither_read_nor_asked_about(
+    capsys: pytest.CaptureFixture[str], letters: Path, model: str
+) -> None:
+    from docsum.cli.quoting import agreed
+
+    cheap = replace(_asked(letters), recipe=Recipe(model), fetch=Fetch())  # nothing may be read
+    assert await agreed(cheap, may_ask=False)
+    assert capsys.readouterr().err == ""
+
+
+def _asked(folder: Path) -> Asked:
+    from docsum.cli.reading import Asked
+
+    settings = load()
+    source = lister().open(str(folder), sys.stdin.buffer)
+    return Asked(source, settings, settings.fetch, settings.recipe())
+
+
+async def test_a_sample_is_drawn_once(letters: Path, tmp_path: Path) -> None:
+    from docsum.cli.sampling import drawn
+
+    source = lister().open(str(letters), sys.stdin.buffer)
+    sample = await drawn(RUN.id, source, 7, tmp_path, exists=False)
+    again = await drawn(RUN.id, source, 7, tmp_path, exists=True)
+    assert (again.manifest, again.tally.strata) == (sample.manifest, sample.tally.strata)
+    assert again.tally.documents == 60
+    whole = {entry.document_id: entry for entry in source.entries() if isinstance(entry, Listed)}
+    drawn_ones = list(lister().open(str(sample.manifest), sys.stdin.buffer).entries())
+    assert len(drawn_ones) == 7
+    for entry in drawn_ones:
+        assert isinstance(entry, Listed)
+        assert entry == replace(whole[entry.document_id], occurred_at=entry.occurred_at)
+    with pytest.raises(Exception, match="exists with another sample"):
+        await drawn(RUN.id, source, 8, tmp_path, exists=True)
+    other = UUID(int=RUN.id.int + 1)
+    with pytest.raises(Exception, match="its sample is not here"):
+        await drawn(other, source, 7, tmp_path, exists=True)
+
+
 def test_the_command_line_changes_the_recipe_of_the_settings() -> None:
     settings = load(summary={"words": 70, "language": "de"})
-    recipe = Order("x", RUN.id, words=30, model="claude-haiku-4-5").recipe(settings)
+    recipe = Order("x", RUN.id, words=30, model="claude-haiku-4-5", scanned="send-pdf").recipe(settings)
     assert (recipe.model, recipe.words, recipe.language) == ("claude-haiku-4-5", 30, "de")
+    assert recipe.scanned == "send-pdf"
 
 
 def test_the_same_id_is_the_same_run_or_an_error() -> None:

@@ -6,7 +6,8 @@ import asyncio
 import errno
 import os
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import Iterator
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -22,7 +23,9 @@ from docsum.errors import (
     SourceUnavailable,
 )
 from docsum.fetchers import file as module
-from docsum.fetchers.file import IN_MEMORY, FileFetcher, file_version, path_of, remove_stale_folders
+from docsum.fetchers import spool
+from docsum.fetchers.file import FileFetcher, file_version, path_of
+from docsum.fetchers.spool import IN_MEMORY, TemporaryFolder
 from docsum.models import DocumentReference
 from tests.support.waiting import eventually
 
@@ -38,7 +41,7 @@ def remove(folder: Path) -> None:
 
 
 def copies(folder: Path) -> list[Path]:
-    return [*folder.glob("docsum-fetch-*")]
+    return [*folder.glob("docsum-fetch-*/*")]
 
 
 @pytest.fixture
@@ -48,14 +51,22 @@ def root(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TemporaryFolder]:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    folder = TemporaryFolder()
+    yield folder
+    folder.remove()
+
+
 @pytest.fixture(params=["here", "in threads"])
-async def fetcher(
-    request: pytest.FixtureRequest, root: Path, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[FileFetcher]:
+def fetcher(
+    request: pytest.FixtureRequest, root: Path, folder: TemporaryFolder, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[FileFetcher]:
     """Once with the root on a local disk and once on what might be a network's."""
     local = request.param == "here"
     monkeypatch.setattr(module, "_lies_on_local_disks", lambda root: local)
-    async with FileFetcher([root], max_bytes=2_000_000) as fetcher:
+    with closing(FileFetcher([root], 2_000_000, folder)) as fetcher:
         yield fetcher
 
 
@@ -149,17 +160,17 @@ async def test_a_link_to_itself(fetcher: FileFetcher, root: Path) -> None:
         await fetcher.fetch(reference((root / "a.txt").as_uri()))
 
 
-async def test_no_roots_no_files(root: Path) -> None:
+async def test_no_roots_no_files(root: Path, folder: TemporaryFolder) -> None:
     (root / "a.txt").write_text("hello")
-    async with FileFetcher([], max_bytes=100) as fetcher:
-        with pytest.raises(SourceNotAllowed, match="until DOCSUM_FETCH__FILE_ROOTS names it"):
-            await fetcher.fetch(reference((root / "a.txt").as_uri()))
+    fetcher = FileFetcher([], 100, folder)
+    with closing(fetcher), pytest.raises(SourceNotAllowed, match="until DOCSUM_FETCH__FILE_ROOTS names it"):
+        await fetcher.fetch(reference((root / "a.txt").as_uri()))
 
 
-async def test_a_root_may_be_reached_by_a_link(root: Path) -> None:
+async def test_a_root_may_be_reached_by_a_link(root: Path, folder: TemporaryFolder) -> None:
     (root / "a.txt").write_text("hello")
     (root.parent / "mount").symlink_to(root)
-    async with FileFetcher([root.parent / "mount"], max_bytes=100) as fetcher:
+    with closing(FileFetcher([root.parent / "mount"], 100, folder)) as fetcher:
         assert (await fetcher.fetch(reference(f"file://{root.parent}/mount/a.txt"))).content == b"hello"
         assert (await fetcher.fetch(reference((root / "a.txt").as_uri()))).content == b"hello"
 
@@ -181,10 +192,10 @@ async def test_only_regular_files_and_a_fifo_never_blocks(
             await fetcher.fetch(reference(path.as_uri()))
 
 
-async def test_a_device_is_refused() -> None:
-    async with FileFetcher([Path("/dev")], max_bytes=100) as fetcher:
-        with pytest.raises(SourceNotAllowed, match="not a regular file"):
-            await fetcher.fetch(reference("file:///dev/zero"))
+async def test_a_device_is_refused(folder: TemporaryFolder) -> None:
+    fetcher = FileFetcher([Path("/dev")], 100, folder)
+    with closing(fetcher), pytest.raises(SourceNotAllowed, match="not a regular file"):
+        await fetcher.fetch(reference("file:///dev/zero"))
 
 
 async def test_a_missing_file_and_a_missing_root_differ(fetcher: FileFetcher, root: Path) -> None:
@@ -206,22 +217,21 @@ async def test_too_large_names_the_setting(fetcher: FileFetcher, root: Path) -> 
 
 
 async def test_a_file_that_grows_while_it_is_read(
-    fetcher: FileFetcher, root: Path, monkeypatch: pytest.MonkeyPatch
+    fetcher: FileFetcher, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = root / "a.log"
     path.write_bytes(b"x" * LARGE)
-    write = module._write
+    write = spool._write
 
     def grow(descriptor: int, chunk: bytes) -> None:
         write(descriptor, chunk)
         with path.open("ab") as log:
             log.write(b"y" * 1_000_000)
 
-    monkeypatch.setattr(module, "_write", grow)
-    with pytest.raises(SourceTooLarge, match="grew"):
+    monkeypatch.setattr(spool, "_write", grow)
+    with pytest.raises(SourceTooLarge, match="DOCSUM_FETCH__MAX_BYTES"):
         await fetcher.fetch(reference(path.as_uri()))
-    assert fetcher._folder is not None
-    assert not list(fetcher._folder.path.iterdir())
+    assert not copies(tmp_path)
 
 
 async def test_a_file_that_changes_while_it_is_read_is_tried_again(
@@ -278,46 +288,29 @@ async def test_a_folder_swapped_for_a_link_between_check_and_open(
         await fetcher.fetch(reference(f"{root.as_uri()}/folder/a.txt"))
 
 
-async def test_a_cancelled_fetch_leaves_no_copy(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_cancelled_fetch_leaves_no_copy(
+    root: Path, folder: TemporaryFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (root / "a.bin").write_bytes(os.urandom(LARGE))
     started, go_on = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
-    write = module._write
+    write = spool._write
 
     def wait(descriptor: int, chunk: bytes) -> None:
         loop.call_soon_threadsafe(started.set)
         asyncio.run_coroutine_threadsafe(go_on.wait(), loop).result(10)
         write(descriptor, chunk)
 
-    monkeypatch.setattr(module, "_write", wait)
-    async with FileFetcher([root], max_bytes=2_000_000) as fetcher:
+    monkeypatch.setattr(spool, "_write", wait)
+    with closing(FileFetcher([root], 2_000_000, folder)) as fetcher:
         fetching = asyncio.create_task(fetcher.fetch(reference((root / "a.bin").as_uri())))
         await started.wait()
+        assert copies(tmp_path)
         fetching.cancel()
         go_on.set()
         with pytest.raises(asyncio.CancelledError):
             await fetching
-        folder = fetcher._folder
-        assert folder is not None
-        await eventually(lambda: not list(folder.path.iterdir()))
-
-
-async def test_closing_removes_copies_and_a_start_removes_stale_ones(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    (root / "a.bin").write_bytes(os.urandom(LARGE))
-    stale = tmp_path / "docsum-fetch-of-a-killed-process"
-    stale.mkdir()
-    (stale / "copy").write_bytes(b"x")
-    async with FileFetcher([root], max_bytes=2_000_000) as fetcher:
-        assert not stale.exists()
-        document = await fetcher.fetch(reference((root / "a.bin").as_uri()))
-        remove_stale_folders()
-        assert document.path is not None
-        assert document.path.exists()
-    assert not document.path.exists()
-    assert not copies(tmp_path)
+        await eventually(lambda: not copies(tmp_path))
 
 
 def test_mounts_tell_whether_a_read_may_hang(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from docsum.models import Recipe
-from docsum.summarisers.prompt import fingerprint, render
+from docsum.summarisers.prompt import Request, fingerprint, render, render_merge, render_part, render_whole
 
 RECIPE = Recipe("claude-haiku-5-5", instructions="Be brief.")
 
@@ -60,3 +60,51 @@ def test_the_text_the_scope_and_a_forced_event_count() -> None:
 
 def test_invisible_characters_make_no_new_request() -> None:
     assert of(text="The\u200b text.") == of()
+
+
+# -- of long documents ---------------------------------------------------------------------------------------
+
+
+def part(recipe: Recipe = RECIPE, text: str = "The text.", **more: object) -> Request:
+    asked = {"section": ("3 Results",), "place": (3, 20), "words": 250, **more}
+    return render_part(recipe, text, "a1", **asked)  # type: ignore[arg-type]  # a table of fields
+
+
+def test_those_of_a_long_document_are_the_same_for_ever() -> None:
+    """Pinned: a change buys the notes on every long document again."""
+    recipe = Recipe("local-extractive-1")
+    asked = (part(recipe, "Hello."), render_merge(recipe, "Hello.", "a1", words=250))
+    requests = (*asked, render_whole(recipe, "Hello.", "a1"))
+    assert [fingerprint(request)[:16] for request in requests] == [
+        "90642d54a205eaac",
+        "de8f2a101fb48276",
+        "61ad21dfb44389e5",
+    ]
+
+
+@pytest.mark.parametrize(
+    "other", [{"section": ()}, {"place": (4, 20)}, {"place": (3, 21)}, {"words": 300}, {"text": "The text!"}]
+)
+def test_what_a_part_is_and_where_it_stands_counts(other: dict[str, object]) -> None:
+    assert fingerprint(part(**other)) != fingerprint(part())  # type: ignore[arg-type]  # a table of fields
+
+
+def test_the_notes_serve_readers_of_any_language_and_length() -> None:
+    other = replace(RECIPE, language="de", words=400)
+    assert fingerprint(part(other)) == fingerprint(part())
+    assert fingerprint(render_whole(other, "Notes.", "a1")) != fingerprint(
+        render_whole(RECIPE, "Notes.", "a1")
+    )
+    wish = replace(RECIPE, instructions="Name all amounts.")
+    assert fingerprint(part(wish)) != fingerprint(part())
+
+
+def test_a_text_its_part_and_its_notes_are_different_requests() -> None:
+    merged = render_merge(RECIPE, "The text.", "a1", words=250)
+    requests = [
+        render(RECIPE, "The text.", "a1"),
+        part(section=()),
+        merged,
+        render_whole(RECIPE, "The text.", "a1"),
+    ]
+    assert len({fingerprint(request) for request in requests}) == 4

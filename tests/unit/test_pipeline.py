@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
+from decimal import Decimal
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 from hypothesis import given, settings
@@ -20,13 +21,23 @@ from docsum.errors import (
     ModelFaltered,
     ModelKeyRejected,
     ModelRateLimited,
+    ModelRejectedDocument,
+    ModelUnknown,
     ModelUnreachable,
+    Scanned,
     SourceUnavailable,
     StoreUnavailable,
 )
 from docsum.models import (
+    ALL_WORK,
+    LIVE_EVENTS,
+    Answer,
+    Control,
+    ControlState,
     DeadLettered,
+    Document,
     DocumentReference,
+    Held,
     Lane,
     Operation,
     Outcome,
@@ -37,8 +48,11 @@ from docsum.models import (
     Skipped,
     SkipReason,
     Stored,
+    Summary,
+    Usage,
+    to_ms,
 )
-from docsum.pipeline import ByteBudget, Pipeline, Trip
+from docsum.pipeline import MOST_SCANNED_PAGES, ByteBudget, Pipeline, Trip
 from docsum.stores.memory import MemoryStore
 from docsum.topics import Topology
 from tests.support.fakes import (
@@ -54,7 +68,7 @@ from tests.support.fakes import (
     delivery,
     reference,
 )
-from tests.support.waiting import eventually
+from tests.support.waiting import eventually, within_turns
 
 RECIPE = Recipe("local-extractive-1")
 
@@ -179,6 +193,25 @@ async def test_a_hopeless_document_is_dead_lettered_at_once(house: House) -> Non
     assert (await house.store.progress(run)).dead_lettered == 1
 
 
+@pytest.mark.parametrize(
+    ("recipe", "pages", "sent"),
+    [
+        (RECIPE, 3, False),
+        (replace(RECIPE, scanned="send-pdf"), 3, True),
+        (replace(RECIPE, scanned="send-pdf"), MOST_SCANNED_PAGES + 1, False),
+    ],
+)
+async def test_scanned_pages_are_sent_only_where_the_recipe_says_so_and_they_fit(
+    house: House, recipe: Recipe, pages: int, sent: bool
+) -> None:
+    house.pipeline.recipe = recipe
+    house.extractor.errors = [Scanned("They are pictures.", pages=pages)]
+    outcome = await house.process(reference("a"))
+    assert isinstance(outcome, Stored if sent else DeadLettered)
+    texts = [(text.pdf, text.pages) for text in house.summariser.texts]
+    assert texts == ([(b"hello", pages)] if sent else [])
+
+
 async def test_a_document_s_own_trouble_goes_through_every_retry_topic_and_then_to_the_dlq(
     house: House,
 ) -> None:
@@ -234,6 +267,65 @@ async def test_a_provider_that_fails_on_one_document_only_is_this_document_s_tro
     assert timedelta(seconds=59) < house.clock.now() - START < timedelta(seconds=120)
 
 
+async def test_what_fails_at_the_provider_while_others_get_through_is_this_document_s_trouble(
+    house: House,
+) -> None:
+    class FailsForOne(FakeSummariser):
+        async def summarise(self, reference: DocumentReference, *rest: Any) -> Summary:
+            if reference.document_id == "bad":
+                raise ModelFaltered("500")
+            return await super().summarise(reference, *rest)
+
+    house.pipeline.summariser = FailsForOne()
+    bad, *good = await asyncio.gather(*(house.process(reference(name)) for name in ("bad", "a", "b", "c")))
+    assert isinstance(bad, Retried) and all(isinstance(outcome, Stored) for outcome in good)
+    assert house.clock.now() - START < timedelta(seconds=59)
+
+
+async def test_an_outage_of_the_provider_opens_the_breaker_and_spends_no_attempt(house: House) -> None:
+    class Down(FakeSummariser):
+        until = START + timedelta(minutes=10)
+
+        async def summarise(self, reference: DocumentReference, *rest: Any) -> Summary:
+            if house.clock.now() < self.until:
+                self.calls += 1
+                raise ModelFaltered("529")
+            return await super().summarise(reference, *rest)
+
+    house.pipeline.summariser = down = Down()
+    documents = [house.process(reference(f"doc-{number}")) for number in range(30)]
+    outcomes = await asyncio.wait_for(asyncio.gather(*documents), 30)
+    assert all(isinstance(outcome, Stored) for outcome in outcomes)
+    assert house.publisher.copies == []
+    assert down.calls < 30 + 30 + 10 * 60 / 2  # each once or twice, then one probe at a time
+    assert house.pipeline.breakers.troubles() == []
+
+
+async def test_documents_of_a_host_that_is_down_wait_without_spending_attempts(house: House) -> None:
+    class HostDown(FakeFetcher):
+        async def fetch(self, reference: DocumentReference) -> Document:
+            if "down" in reference.uri:
+                self.calls += 1
+                raise SourceUnavailable("It does not answer.")
+            return await super().fetch(reference)
+
+    house.pipeline.fetcher = fetcher = HostDown()
+    outcomes = [
+        await house.process(reference(f"doc-{number}", uri=f"https://down.example/{number}"))
+        for number in range(30)
+    ]
+    assert all(isinstance(outcome, Retried) for outcome in outcomes)
+    spent = [outcome.spent for outcome in outcomes if isinstance(outcome, Retried)]
+    assert spent == [True] * 4 + [False] * 26
+    assert {copy.topic for copy in house.publisher.copies[5:]} == {"docsum.retry.90s"}
+    assert fetcher.calls == 5  # then nobody tries until the next probe
+    assert isinstance(await house.process(reference("up", uri="https://up.example/1")), Stored)
+    old = house.trip(reference("old", uri="https://down.example/old"))
+    first_failed = to_ms(START - timedelta(hours=25))
+    trip = Trip(replace(old.delivery, first_failed_ms=first_failed))
+    assert isinstance(await house.pipeline.process(trip), DeadLettered)
+
+
 async def test_a_store_that_is_down_before_the_call_costs_nothing_and_after_it_nothing_more(
     house: House,
 ) -> None:
@@ -284,7 +376,8 @@ async def test_a_copy_is_acknowledged_before_the_rows_are_written(house: House) 
 
 
 async def test_events_of_a_cancelled_run_end_as_cancelled_without_a_call(house: House) -> None:
-    run = Run(uuid4(), "over", "/documents", RECIPE, Lane.BACKFILL, RunState.CANCELLED, START, START)
+    run = Run(uuid4(), "over", "/documents", RECIPE, Lane.BACKFILL, RunState.PUBLISHED, START, START)
+    await house.store.save_control(Control(run.id, ControlState.CANCELLED, changed_at=START))
     await house.store.save_run(run)
     assert await house.process(reference("a", run_id=run.id)) == Skipped(SkipReason.CANCELLED)
     assert house.fetcher.calls == 0
@@ -375,3 +468,110 @@ async def test_texts_wait_for_room_in_turn_and_a_larger_one_is_admitted_alone() 
     async with budget.room(5_000):
         order.append("alone")
     assert order[-1] == "alone"
+
+
+# -- what is wanted of runs ----------------------------------------------------------------------------------
+
+
+async def a_run(house: House, recipe: Recipe = RECIPE) -> Run:
+    run = Run(uuid4(), "all", "/documents", recipe, Lane.BACKFILL, RunState.PUBLISHED, START, START)
+    await house.store.save_run(run)
+    return run
+
+
+async def test_deliveries_of_a_paused_run_rest_and_those_of_others_go_on(house: House) -> None:
+    run, other = await a_run(house), await a_run(house)
+    await house.store.save_control(Control(run.id, ControlState.PAUSED, "Lunch.", changed_at=START))
+    assert await house.process(reference("a", run_id=run.id), attempt=3) == Held("Lunch.")
+    assert [copy.topic for copy in house.publisher.copies] == ["docsum.held"]
+    assert (await house.store.progress(run.id)).held == 1
+    assert isinstance(await house.process(reference("b", run_id=other.id)), Stored)
+    assert house.fetcher.calls == 1
+
+
+async def test_a_run_stops_at_its_budget_and_says_so(house: House) -> None:
+    run = await a_run(house)
+    await house.store.save_control(Control(run.id, budget=Decimal("0.02"), changed_at=START))
+    outcomes = []
+    for number in range(5):
+        outcomes.append(await house.process(reference(f"doc-{number}", run_id=run.id)))
+        house.store.keep(an_answer(run.id, Decimal("0.01")))
+        house.clock.advance(timedelta(seconds=1))
+    assert [type(outcome) for outcome in outcomes] == [Stored, Stored, Held, Held, Held]
+    control = await house.store.control(run.id)
+    assert control.state is ControlState.PAUSED and "$0.02 is spent" in control.reason
+    assert control.budget == Decimal("0.02")
+
+
+async def test_all_work_and_live_events_are_paused_in_place(house: House) -> None:
+    run = await a_run(house)
+    for target in (ALL_WORK, LIVE_EVENTS):
+        await house.store.save_control(Control(target, ControlState.PAUSED, "Wait.", changed_at=START))
+    live = asyncio.create_task(house.process(reference("live")))
+    of_run = asyncio.create_task(house.process(reference("of run", run_id=run.id)))
+    await within_turns(lambda: len(house.observer.held) > 2)
+    await house.store.save_control(Control(ALL_WORK, changed_at=house.clock.now()))
+    assert isinstance(await of_run, Stored)
+    assert not live.done()
+    await house.store.save_control(Control(LIVE_EVENTS, changed_at=house.clock.now()))
+    assert isinstance(await live, Stored)
+    assert house.publisher.copies == []
+
+
+async def test_the_day_s_budget_holds_everything_until_midnight_or_until_more_is_granted(
+    house: House,
+) -> None:
+    house.pipeline.daily_budget = Decimal(1)
+    house.store.keep(an_answer(None, Decimal(1), house.clock.now()))
+    waiting = asyncio.create_task(house.process(reference("a")))
+    await within_turns(lambda: len(house.observer.held) > 0)
+    assert house.observer.held[0].reason == "daily_budget"
+    await house.store.save_control(Control(ALL_WORK, budget=Decimal(2), changed_at=house.clock.now()))
+    assert isinstance(await waiting, Stored)
+    assert house.clock.now().day == START.day
+    house.store.keep(an_answer(None, Decimal(1), house.clock.now()))
+    assert isinstance(await house.process(reference("b")), Stored)
+    assert house.clock.now().day == START.day + 1
+
+
+@pytest.mark.parametrize("live", [False, True])
+async def test_a_flood_of_failures_that_may_be_ours_pauses_its_run(house: House, live: bool) -> None:
+    run = await a_run(house)
+    run_id = None if live else run.id
+    house.pipeline.summariser = FakeSummariser([ModelRejectedDocument("No such field.")] * 1_000)
+    deliveries = [
+        asyncio.create_task(house.process(reference(f"doc-{number}", run_id=run_id))) for number in range(120)
+    ]
+    target = LIVE_EVENTS if live else run.id
+    if live:
+        await within_turns(lambda: len(house.observer.held) > 0)
+        for delivery in deliveries:
+            delivery.cancel()
+    await asyncio.gather(*deliveries, return_exceptions=True)
+    control = await house.store.control(target)
+    assert control.state is ControlState.PAUSED and "No such field." in control.reason
+    dead = [copy for copy in house.publisher.copies if copy.topic == "docsum.dlq"]
+    assert len(dead) < 50
+
+
+async def test_a_flood_that_was_accepted_and_documents_own_faults_pause_nothing(house: House) -> None:
+    run = await a_run(house)
+    await house.store.save_control(Control(run.id, unguarded=True, changed_at=START))
+    house.pipeline.summariser = FakeSummariser([ModelRejectedDocument("No.")] * 70)
+    house.extractor.errors = [Scanned("Pictures.")] * 70
+    for number in range(140):
+        assert isinstance(await house.process(reference(f"doc-{number}", run_id=run.id)), DeadLettered)
+    assert (await house.store.control(run.id)).state is ControlState.RUNNING
+
+
+async def test_a_model_that_the_run_chose_and_that_does_not_exist_pauses_that_run_alone(house: House) -> None:
+    run = await a_run(house, replace(RECIPE, model="claude-nonesuch"))
+    house.summariser.errors = [ModelUnknown("There is no model claude-nonesuch.")]
+    outcome = await house.process(reference("a", run_id=run.id))
+    assert outcome == Held("There is no model claude-nonesuch.")
+    assert isinstance(await house.process(reference("b")), Stored)
+
+
+def an_answer(run_id: UUID | None, cost: Decimal, at: datetime = START) -> Answer:
+    name = uuid4().hex
+    return Answer(name, name, "m", "{}", Usage(), cost, "1", "ok", at, 1, "doc", run_id)

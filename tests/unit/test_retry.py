@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from docsum.errors import REASONS, Disposition
-from docsum.models import Failure
+from docsum.models import Failure, to_ms
 from docsum.retry import DeadLetter, Retry, decide
 from docsum.topics import Topology
 from tests.support.fakes import delivery
@@ -39,6 +39,14 @@ def test_what_will_never_work_wastes_no_attempt(reason: str) -> None:
     decision = decide(failure(reason), delivery(attempt=1), TOPOLOGY, NOW)
     hopeless = REASONS[reason].disposition is Disposition.DEAD_LETTER
     assert isinstance(decision, DeadLetter) is hopeless
+
+
+def test_a_source_that_is_down_is_waited_for_in_the_longest_topic_until_its_event_is_too_old() -> None:
+    down = failure("source_down")
+    last = Retry("docsum.retry.90s", NOW + timedelta(seconds=90), spent=False)
+    assert decide(down, delivery(attempt=4), TOPOLOGY, NOW) == last
+    yesterday = delivery(first_failed_ms=to_ms(NOW - timedelta(hours=24)))
+    assert decide(down, yesterday, TOPOLOGY, NOW) == DeadLetter()
 
 
 def test_without_delays_everything_is_tried_once() -> None:

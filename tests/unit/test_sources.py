@@ -18,6 +18,7 @@ from docsum.sources import (
     Ignored,
     Listed,
     Lister,
+    Now,
     Unreadable,
     UnusableSource,
     batches,
@@ -28,7 +29,21 @@ from docsum.sources import (
 )
 from tests.support.fakes import START
 
-LISTER = Lister(now=lambda: START, file_version=file_version)
+OBJECTS = ("list.txt", "dir/a.pdf", "dir/b.txt", "dir/deep/c.pdf", "dir/[1].pdf", "directory/d.pdf")
+
+
+def list_objects(url: str, now: Now) -> Iterator[Entry]:
+    """As the fetcher's: what is below a prefix, and the object of that very name."""
+    for key in OBJECTS:
+        name = f"s3://bucket/{key}"
+        if name == url or name.startswith(f"{url.rstrip('/')}/"):
+            yield Listed(name, name, now(), source_version="etag", size_bytes=1)
+    if "s3://bucket/dir/".startswith(url):
+        yield Ignored("s3://bucket/dir/", "a folder's marker")
+        yield Unreadable("s3://bucket/dir/x.pdf", "its address holds a control character")
+
+
+LISTER = Lister(now=lambda: START, file_version=file_version, list_objects=list_objects)
 
 
 def entries(text: str | Path, stdin: bytes = b"") -> list[Entry]:
@@ -190,13 +205,74 @@ def test_a_name_that_looks_like_a_pattern_is_the_file_of_that_name(folder: Path)
     assert names(folder / "notes[1].txt", folder) == ["notes[1].txt"]
 
 
-@pytest.mark.parametrize("text", ["nowhere", "nowhere/*.txt", "s3://bucket/prefix", "https://example.org/"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "nowhere",
+        "nowhere/*.txt",
+        "ftp://example.org/a.pdf",
+        "https://name:word@example.org/a.pdf",
+        "https://example.org/" + "x" * 500,
+        "s3://bucket/nothing",
+    ],
+)
 def test_what_cannot_be_listed_is_said_in_a_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UnusableSource):
         LISTER.open(text, io.BytesIO())
+
+
+# -- buckets and web pages ---------------------------------------------------------------------------------
+
+
+def keys(url: str) -> list[str]:
+    return [entry.document_id.removeprefix("s3://bucket/") for entry in listed(url)]
+
+
+@pytest.mark.parametrize(
+    ("url", "wanted"),
+    [
+        ("s3://bucket", list(OBJECTS)),
+        ("s3://bucket/dir", ["dir/a.pdf", "dir/b.txt", "dir/deep/c.pdf", "dir/[1].pdf"]),
+        ("s3://bucket/list.txt", ["list.txt"]),
+        ("s3://bucket/dir/*.pdf", ["dir/a.pdf", "dir/[1].pdf"]),
+        ("s3://bucket/dir/**/*.pdf", ["dir/a.pdf", "dir/deep/c.pdf", "dir/[1].pdf"]),
+        ("s3://bucket/dir*/?.pdf", ["dir/a.pdf", "directory/d.pdf"]),
+        ("s3://bucket/dir/[1].pdf", ["dir/[1].pdf"]),  # the object of that name, as with files
+        ("s3://bucket/z*", []),
+    ],
+)
+def test_a_bucket_is_listed_as_a_folder_is(url: str, wanted: list[str]) -> None:
+    assert keys(url) == wanted
+    source = LISTER.open(url, io.BytesIO())
+    assert (source.name, source.repeatable, source.manifest) == (url, True, False)
+    assert list(source.entries()) == list(source.entries())
+
+
+@pytest.mark.parametrize(
+    ("url", "place"),
+    [
+        ("s3://bucket/dir", "s3://bucket/dir"),
+        ("s3://bucket/dir/*.pdf", "s3://bucket/dir/"),
+        ("s3://bucket/d*/**", "s3://bucket/"),
+        ("https://example.org/a.pdf", "https://example.org/a.pdf"),
+    ],
+)
+def test_a_source_says_what_workers_must_be_allowed_to_read(url: str, place: str) -> None:
+    assert LISTER.open(url, io.BytesIO()).place == place
+
+
+def test_what_a_pattern_passes_over_is_told_and_what_it_does_not_mean_is_not() -> None:
+    said = [entry for entry in entries("s3://bucket/dir/*.txt") if not isinstance(entry, Listed)]
+    assert said == [Ignored("s3://bucket/dir/", "a folder's marker")]
+    assert any(isinstance(entry, Unreadable) for entry in entries("s3://bucket/dir/*.pdf"))
+
+
+def test_a_web_address_is_one_document() -> None:
+    url = "https://example.org/a.pdf?version=2"
+    assert entries(url) == [Listed(url, url, START)]
 
 
 # -- manifests ---------------------------------------------------------------------------------------------

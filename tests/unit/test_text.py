@@ -63,6 +63,7 @@ def test_a_short_note_is_a_document() -> None:
     [
         b"head that reads well" + b"\x01\x02\x03\x04" * 1_000,
         b"\xff\xfe" + random.Random(1).randbytes(4_000),
+        "The minutes of the meeting, as a mainframe writes them. ".encode("cp500") * 20,
     ],
 )
 def test_garbage_is_not_a_document(content: bytes) -> None:

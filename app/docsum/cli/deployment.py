@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from docsum.cli.output import NothingRuns, console, say
-from docsum.errors import ConfigurationError
-from docsum.sources import Lister, Source
+from docsum.errors import ConfigurationError, SourceNotAllowed
+from docsum.sources import Entry, Lister, Now, Source
 
 if TYPE_CHECKING:
     from docsum.local.stack_state import StackState
@@ -56,7 +56,12 @@ def lister() -> Lister:
 
     from docsum.fetchers.file import file_version
 
-    return Lister(now=lambda: datetime.now(UTC), file_version=file_version)
+    def list_objects(url: str, now: Now) -> Iterator[Entry]:
+        from docsum.fetchers import object_store  # not for everyone who names a folder: it takes a while
+
+        return object_store.list_objects(url, now)
+
+    return Lister(now=lambda: datetime.now(UTC), file_version=file_version, list_objects=list_objects)
 
 
 async def deployment_for(
@@ -71,16 +76,14 @@ async def deployment_for(
     from docsum.local.compose import ensure_stack
     from docsum.local.stack_state import find
 
-    before, roots = find(settings.home), [source.folder] if source else []
+    before, place = find(settings.home), source.place if source else None
     if before is None:
         say(f"Starting docsum in {settings.home} (Kafka, the ClickHouse engine, the model server, workers).")
     with starting() as seen:
         workers = 1 if local_model else 2  # the demo's few samples do not keep two busy
-        stack = await ensure_stack(
-            settings, file_roots=roots, workers=workers, local_model=local_model, seen=seen
-        )
+        stack = await ensure_stack(settings, place=place, workers=workers, local_model=local_model, seen=seen)
     if before is not None and _workers(before) != _workers(stack.state):
-        say("Restarted the workers: the folders that they may read, their settings or the key have changed.")
+        say("Restarted the workers: what they may read, their settings, the key or credentials have changed.")
     return Deployment(stack.settings, stack.model_line, local=True, started=stack.started)
 
 
@@ -110,13 +113,17 @@ def download(settings: Settings) -> None:
 
 def _refuse_unreadable(settings: Settings, source: Source) -> None:
     """Workers elsewhere read only what they are allowed to: better told now than a dead letter each."""
-    roots = settings.fetch.file_roots
-    if not source.manifest and not any(source.folder.is_relative_to(root) for root in roots):
-        allowed = ", ".join(roots) or "no folder"
+    from docsum.fetchers import allowance, check_allowed
+
+    if source.manifest:
+        return
+    try:
+        check_allowed(settings.fetch, source.place)
+    except SourceNotAllowed as error:
+        allowed = ", ".join(getattr(settings.fetch, allowance(source.place)[0])) or "nothing"
         raise ConfigurationError(
-            f"The workers may read {allowed}, not {source.folder}: add it to DOCSUM_FETCH__FILE_ROOTS, here "
-            "and for the workers."
-        )
+            f"{error} The workers may read {allowed}: change it here and for the workers."
+        ) from error
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -12,13 +12,14 @@ from docsum.cli.deployment import Deployment
 from docsum.cli.options import MAX_LAG
 from docsum.cli.output import Code, NothingRuns, emit, next_step, run_fields, say
 from docsum.cli.progress import Watch
-from docsum.cli.report import report
+from docsum.cli.report import projection_fields, report, report_projection, report_summaries
 from docsum.errors import DocsumError
-from docsum.models import Run, RunState
+from docsum.models import ControlState, Run, RunState
 from docsum.runs import Published, Snapshot, follow, publish
 from docsum.sources import Listed, Source
 
 if TYPE_CHECKING:
+    from docsum.cli.sampling import Projection, Sample
     from docsum.kafka.codec import EventCodec
     from docsum.kafka.producer import KafkaProducer
     from docsum.ports import Clock, SummaryStore
@@ -32,6 +33,8 @@ class Manner:
     wait: bool = True
     max_lag: int = MAX_LAG
     json: bool = False
+    sample: Sample | None = None  # that the run is of: at its end it is told what all would cost
+    command: str = ""  # that runs all
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,14 +53,34 @@ class Execution:
         snapshot = await self.follow(run)
         if not self.manner.wait:
             return self._announced(snapshot)
-        seconds = time.monotonic() - started
+        seconds, found = time.monotonic() - started, await self._projection(snapshot)
         if self.manner.json:
-            emit({**run_fields(snapshot.run, snapshot.progress), "seconds": round(seconds, 3)})
+            whole = {"all": projection_fields(found, self.manner.command)} if found else {}
+            emit({**run_fields(snapshot.run, snapshot.progress), "seconds": round(seconds, 3), **whole})
         else:
             if self.deployment.started:
                 say("docsum stays running for the next run; `docsum down` stops it.")
+            if sample := self.manner.sample:  # its source is our own file: names are shown as in the whole
+                snapshot = replace(snapshot, run=replace(snapshot.run, source=sample.whole))
+                await report_summaries(snapshot.run, self.store)
             await report(snapshot, self.store, seconds)
+            if found:
+                report_projection(found, run.recipe.model, self.manner.command)
+        if snapshot.progress.remaining and snapshot.run.wanted is ControlState.PAUSED:
+            reason = snapshot.run.control.reason if snapshot.run.control else ""
+            say(f"The run is paused: {reason} `docsum runs resume {run.id}` goes on.")
+            return Code.PAUSED
+        if snapshot.run.wanted is ControlState.CANCELLED:
+            say("The run was cancelled.")
+            return Code.FAILURE
         return Code.DEAD_LETTERS if snapshot.progress.dead_lettered else Code.OK
+
+    async def _projection(self, snapshot: Snapshot) -> Projection | None:
+        if self.manner.sample is None:
+            return None
+        from docsum.cli.sampling import projection
+
+        return await projection(self.manner.sample, self.source, snapshot, self.store)
 
     async def follow(self, run: Run) -> Snapshot:
         """Publishes what is not published yet, shows how it goes, and returns the last of it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import enum
 import json
 import signal
@@ -18,7 +19,7 @@ from unicodedata import east_asian_width
 import typer
 
 from docsum.errors import Disposition, DocsumError, row_of
-from docsum.models import Run, RunProgress, RunState
+from docsum.models import ControlState, Run, RunProgress, RunState
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -36,6 +37,7 @@ class Code(enum.IntEnum):
     DEAD_LETTERS = 3  # finished, but some documents failed
     UNREACHABLE = 4  # trying again may help
     TIMEOUT = 5
+    PAUSED = 6  # a person must look, or grant a larger budget
     CONFIGURATION = 78  # trying again never helps
     INTERRUPTED = 130
 
@@ -136,8 +138,14 @@ def next_step(text: str) -> None:
 
 
 def emit(value: Mapping[str, object]) -> None:
-    """One JSON object on one line of stdout."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False, default=plain) + "\n")
+    """One JSON object on one line of stdout.
+
+    What could steer a terminal is escaped, which JSON reads back the same.
+    """
+    text = json.dumps(value, ensure_ascii=False, default=plain)
+    if not text.isprintable():
+        text = "".join(each if each.isprintable() else json.dumps(each)[1:-1] for each in text)
+    sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
 
 
@@ -193,6 +201,14 @@ def span(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min"
 
 
+def clean(text: str) -> str:
+    """With escapes for whatever could steer a terminal; lines stay lines."""
+    return "".join(
+        each if each.isprintable() or each == "\n" else each.encode("unicode_escape").decode("ascii")
+        for each in text
+    )
+
+
 def one_line(text: str, width: int) -> str:
     """The first line of a text, printable, cut with an ellipsis to so many columns of a terminal."""
     first = next((line for line in text.splitlines() if line.strip()), "")
@@ -205,6 +221,10 @@ def one_line(text: str, width: int) -> str:
 
 def standing(run: Run, progress: RunProgress) -> str:
     """The state of a run in a word; finished is derived, never stored."""
+    if run.wanted is not ControlState.RUNNING and progress.remaining:
+        return run.wanted.value
+    if run.wanted is ControlState.CANCELLED:
+        return run.wanted.value
     if run.state is RunState.PUBLISHED:
         return "running" if progress.remaining else "finished"
     return run.state.value
@@ -219,6 +239,8 @@ def run_fields(run: Run, progress: RunProgress) -> dict[str, object]:
         "lane": run.lane.value,
         "model": run.recipe.model,
         "state": standing(run, progress),
+        "why": run.control.reason if run.control else "",
+        "budget_usd": run.control.budget if run.control else None,
         "created_at": run.created_at,
         "listed": run.listed,
         "unreadable": run.unreadable,
@@ -234,3 +256,17 @@ def run_fields(run: Run, progress: RunProgress) -> dict[str, object]:
         "cost_usd": progress.cost,
         "as_of": progress.as_of,
     }
+
+
+async def agreed(question: str) -> bool:
+    """A person's yes, on the terminal. Waits in the event loop, so that Ctrl-C ends it at once."""
+    sys.stderr.write(f"{question} [y/N] ")
+    sys.stderr.flush()
+    loop = asyncio.get_running_loop()
+    answered = asyncio.Event()
+    loop.add_reader(sys.stdin.fileno(), answered.set)
+    try:
+        await answered.wait()
+    finally:
+        loop.remove_reader(sys.stdin.fileno())
+    return sys.stdin.readline().strip().lower() in ("y", "yes")

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
+from decimal import Decimal
 from typing import TYPE_CHECKING, Annotated
 from uuid import UUID
 
 import typer
 
+from docsum.cli.controls import Budget, Reason, cancel_run, dollars, pause_run, resume_run
 from docsum.cli.deployment import deployment_for, download, lister, reached
 from docsum.cli.options import MAX_LAG, JsonLines, JsonObject, MaxLag, NoWait
 from docsum.cli.output import (
     Code,
     WrongUsage,
+    agreed,
     console,
     emit,
     finish,
@@ -23,7 +27,7 @@ from docsum.cli.output import (
     standing,
     table,
 )
-from docsum.models import Run, RunState
+from docsum.models import ControlState, Run, RunState
 from docsum.sources import STDIN
 
 if TYPE_CHECKING:
@@ -36,11 +40,15 @@ _RECENT = 1_000  # runs that a part of an id is looked for in
 
 def register(app: typer.Typer, name: str) -> None:
     """Adds `docsum runs ...`."""
-    group = typer.Typer(help="Runs: list, show, watch, resume.", rich_markup_mode=None, no_args_is_help=True)
+    group = typer.Typer(
+        help="Runs: list, show, watch, pause, resume, cancel.", rich_markup_mode=None, no_args_is_help=True
+    )
     group.command("ls")(list_)
     group.command("show")(show)
     group.command("watch")(watch)
+    group.command("pause")(pause)
     group.command("resume")(resume)
+    group.command("cancel")(cancel)
     app.add_typer(group, name=name)
 
 
@@ -123,6 +131,10 @@ async def _show(run_id: str, json: bool) -> Code:
         details.add_row("wish", f"about {recipe.words} words, language {recipe.language}")
         if recipe.instructions:
             details.add_row("instructions", recipe.instructions)
+        if run.control is not None and run.control.budget is not None:
+            details.add_row("budget", money(run.control.budget))
+        if run.control is not None and run.wanted is not ControlState.RUNNING:
+            details.add_row(run.wanted.value, run.control.reason)
         details.add_row("listed", f"{run.listed:,}, {run.unreadable:,} of them could not be announced")
         console().print(details)
         await report(Snapshot(run, progress), store)
@@ -166,27 +178,96 @@ async def _watch(run_id: str, json: bool) -> Code:
     return Code.DEAD_LETTERS if snapshot.progress.dead_lettered else Code.OK
 
 
+def pause(run_id: Id, reason: Reason = "") -> None:
+    """Let a run rest: its documents wait in a topic of their own and stand in nobody's way.
+
+    No attempt is spent, calls that were sent are finished. Nothing more is announced meanwhile.
+
+    \b
+      docsum runs pause 3f2a91c0 --reason 'the contract is being checked'
+    """
+    finish(_pause(run_id, reason))
+
+
+async def _pause(run_id: str, reason: str) -> Code:
+    from docsum.bootstrap import open_store
+
+    async with open_store(reached()) as store:
+        run = await find(run_id, store)
+        await pause_run(store, run, reason)
+    say(f"Run {run.id} ({run.name}) is paused; calls that were sent are finished.")
+    next_step(f"`docsum runs resume {str(run.id)[:8]}`")
+    return Code.OK
+
+
+def cancel(
+    run_id: Id,
+    reason: Reason = "",
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """End a run for good: what has not been started never is. Summaries that are there stay.
+
+    \b
+      docsum runs cancel 3f2a91c0
+    """
+    finish(_cancel(run_id, reason, yes))
+
+
+async def _cancel(run_id: str, reason: str, yes: bool) -> Code:
+    from docsum.bootstrap import open_store
+
+    async with open_store(reached()) as store:
+        run = await find(run_id, store)
+        waiting = (await store.progress(run.id)).remaining
+        question = f"Cancel {waiting:,} waiting documents of {run.name} for good?"
+        if not yes and sys.stdin.isatty() and not await agreed(question):
+            say("Nothing is cancelled.")
+            return Code.FAILURE
+        await cancel_run(store, run, reason)
+        progress = await store.progress(run.id)
+    say(f"Run {run.id} ({run.name}) is cancelled: {progress.cancelled:,} documents.")
+    next_step(f"`docsum export --run {str(run.id)[:8]} -o summaries.csv`")
+    return Code.OK
+
+
 def resume(
     run_id: Id,
+    *,
+    budget: Budget = None,
+    accept_dead_letters: Annotated[
+        bool,
+        typer.Option("--accept-dead-letters", help="Go on although most documents fail for the same reason."),
+    ] = False,
     no_wait: NoWait = False,
     max_lag: MaxLag = MAX_LAG,
     json: JsonObject = False,
 ) -> None:
-    """Go on announcing an interrupted run.
+    """Go on with a run that was paused, or whose announcing was interrupted.
 
-    Its source is listed again; what was announced already is not announced twice.
+    Its source is listed again; what was announced already is not announced twice. A run that stopped at its
+    budget needs a larger one.
 
     \b
       docsum runs resume 3f2a91c0
+      docsum runs resume last --budget 20
     """
     from docsum.cli.execution import Manner
     from docsum.settings import load
 
     download(load())
-    finish(_resume(run_id, Manner(not no_wait, max_lag, json)))
+    wish = _Wish(dollars(budget), accept_dead_letters)
+    finish(_resume(run_id, wish, Manner(not no_wait, max_lag, json)))
 
 
-async def _resume(run_id: str, manner: Manner) -> Code:
+@dataclass(frozen=True, slots=True)
+class _Wish:
+    """What a resumed run is granted."""
+
+    budget: Decimal | None
+    accept_dead_letters: bool
+
+
+async def _resume(run_id: str, wish: _Wish, manner: Manner) -> Code:
     from docsum.bootstrap import open_store
     from docsum.cli.execution import Execution
     from docsum.ports import SystemClock
@@ -196,12 +277,21 @@ async def _resume(run_id: str, manner: Manner) -> Code:
     deployment = await deployment_for(settings, None)
     async with open_store(deployment.settings) as store:
         run = await find(run_id, store)
+        paused = run.wanted is not ControlState.RUNNING
+        if paused or wish.budget is not None or wish.accept_dead_letters:
+            await resume_run(store, run, wish.budget, wish.accept_dead_letters)
+            say(f"Run {run.id} ({run.name}) goes on.")
     if run.source == STDIN and run.state is not RunState.PUBLISHED:
         raise WrongUsage(f"Standard input cannot be read again: pipe it into `docsum run - --id {run.id}`.")
+    if run.state is RunState.PUBLISHING and paused:
+        next_step(f"`docsum runs watch {run.id}`")
+        return Code.OK
     if run.state is RunState.PUBLISHING:
         raise WrongUsage(f"Another command is announcing this run: `docsum runs watch {run.id}` shows it.")
     if run.state is RunState.PUBLISHED:
-        say(f"Everything of this run has been announced already. `docsum runs watch {run.id}` shows it.")
+        if not paused:
+            say("Everything of this run has been announced already.")
+        next_step(f"`docsum runs watch {run.id}`")
         return Code.OK
     source = lister().open(run.source, sys.stdin.buffer)
     deployment = await deployment_for(settings, source)

@@ -6,9 +6,9 @@ import asyncio
 from types import TracebackType
 from typing import Self
 
-from docsum.extractors import text
-from docsum.extractors.sandbox import Sandbox
-from docsum.extractors.sniff import HEAD, Kind, kind_of
+from docsum.extractors import charset, text
+from docsum.extractors.sandbox import CODES, Sandbox
+from docsum.extractors.sniff import HEAD, kind_of
 from docsum.models import Document, ExtractedText
 
 #: Up to this size UTF-8 text is decoded by the event loop itself (a thread would cost more), bytes.
@@ -16,7 +16,7 @@ QUICK = 256 * 1024
 
 
 class DocumentExtractor:
-    """Text and Markdown in this process, PDF and HTML in the sandbox, anything else refused.
+    """Text and Markdown in this process, PDF, Word and HTML in the sandbox, anything else refused.
 
     Never discards the document: that is the caller's.
     """
@@ -31,9 +31,9 @@ class DocumentExtractor:
             kind = kind_of(await asyncio.to_thread(text.beginning_of, document, HEAD))
         else:
             kind = kind_of(content[:HEAD])
-        if kind in (Kind.PDF, Kind.HTML):
+        if kind in CODES:
             return await self._sandbox.read(kind, document)
-        if content is not None and len(content) <= QUICK and text.is_utf8(content):
+        if content is not None and len(content) <= QUICK and charset.is_utf8(content):
             return text.read(content, kind)
         return await asyncio.to_thread(text.read_document, document, kind)
 

@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-import codecs
 import contextlib
 import ctypes
-import encodings.aliases
+import encodings
 import importlib
 import json
 import logging
 import os
+import pkgutil
 import resource
 import signal
 import sys
-import threading
-import time
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import BinaryIO
 
-from docsum.errors import ExtractError
-from docsum.extractors import html, pdf
-from docsum.extractors.sandbox import ANSWER, EXIT_MEMORY, REQUEST
+from docsum.errors import ExtractError, Scanned
+from docsum.extractors import docx, html, pdf
+from docsum.extractors.sandbox import ANSWER, REQUEST
 from docsum.models import ExtractedText
 
-_READERS: dict[bytes, Callable[..., ExtractedText]] = {b"P": pdf.read, b"H": html.read}
+_READERS: dict[bytes, Callable[..., ExtractedText]] = {b"P": pdf.read, b"W": docx.read, b"H": html.read}
 
-_OPEN_FILES = 64
-_WATCH_EVERY = 0.05  # seconds
+#: So short that trafilatura asks all that it knows.
+_PAGE = b"<html><body><p>A short page.</p></body></html>"
 
 # Linux: sched.h, sys/prctl.h
 _CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
@@ -37,23 +35,28 @@ _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
 def main() -> None:
     memory, seconds = int(sys.argv[1]), int(sys.argv[2])
     requests, answers = _claim_pipes()
+    peak = _memory_gauge()
     try:
         _limit(memory)
         _import_libraries()
     except Exception as error:  # a lack of memory shows in many forms
         sys.exit(f"{type(error).__name__} {error} (DOCSUM_EXTRACT__MEMORY is {memory:,} bytes)")
     if sys.platform == "linux":
-        _leave_network()
+        leave_network()
         _die_with_parent()
-    _send(answers, {})  # ready
+    open_nothing_more()
+    _send(answers, peak(), {})  # ready
     while (document := _receive(requests)) is not None:
         _allow_processor_time(seconds)
-        _send(answers, _answer(*document))
+        answer = _answer(*document)
+        _send(answers, peak(), answer)
 
 
 def _answer(code: bytes, careful: bool, content: bytes) -> dict[str, object]:
     try:
         return asdict(_READERS[code](content, careful=careful))
+    except Scanned as error:
+        return {"reason": "Scanned", "message": str(error), "pages": error.pages}
     except ExtractError as error:
         return {"reason": type(error).__name__, "message": str(error)}
     except MemoryError:
@@ -85,9 +88,9 @@ def _receive(requests: BinaryIO) -> tuple[bytes, bool, bytes] | None:
     return (code, careful, content) if len(content) == size else None
 
 
-def _send(answers: BinaryIO, answer: dict[str, object]) -> None:
+def _send(answers: BinaryIO, peak: int, answer: dict[str, object]) -> None:
     body = json.dumps(answer, ensure_ascii=False).encode()
-    answers.write(ANSWER.pack(_peak(), len(body)) + body)
+    answers.write(ANSWER.pack(peak, len(body)) + body)
     answers.flush()
 
 
@@ -95,16 +98,13 @@ def _send(answers: BinaryIO, answer: dict[str, object]) -> None:
 
 
 def _limit(memory: int) -> None:
+    """`memory` 0: the parent watches it."""
     limits = [
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_FSIZE, 0),  # no file is ever written
-        (resource.RLIMIT_NOFILE, _OPEN_FILES),
-        (resource.RLIMIT_AS, memory),
+        (resource.RLIMIT_NPROC, 0),
     ]
-    if sys.platform != "linux":  # there the address space is not limited, whatever setrlimit says
-        threading.Thread(target=watch_memory, args=(memory,), daemon=True).start()
-        limits.pop()
-    for kind, most in [*limits, (resource.RLIMIT_NPROC, 0)]:
+    for kind, most in [*limits, *([(resource.RLIMIT_AS, memory)] if memory else [])]:
         hard = resource.getrlimit(kind)[1]
         value = most if hard == resource.RLIM_INFINITY else min(most, hard)
         resource.setrlimit(kind, (value, value))
@@ -120,20 +120,24 @@ def _allow_processor_time(seconds: int) -> None:
     )
 
 
-def watch_memory(limit: int) -> None:
-    """Ends the process once it has used more than so many bytes. Runs in a thread: the libraries let it."""
-    while _peak() <= limit:
-        time.sleep(_WATCH_EVERY)
-    os._exit(EXIT_MEMORY)
+def _memory_gauge() -> Callable[[], int]:
+    """A function that says how much memory was used at most so far, bytes; it opens nothing."""
+    if sys.platform == "linux":  # getrusage counts the parent's memory before exec too
+        status = os.open("/proc/self/status", os.O_RDONLY)
+        return lambda: 1024 * int(os.pread(status, 4096, 0).partition(b"VmHWM:")[2].split(maxsplit=1)[0])
+    else:  # noqa: RET505  (mypy takes what follows a branch for this platform as unreachable)
+        return lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def _peak() -> int:
-    """Most memory used so far, bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+def open_nothing_more() -> None:
+    """From here on no file and no socket is opened, on any system: each would need a descriptor.
+
+    A document can make a library read a file only through one; those that are open, the pipes, stay.
+    """
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))
 
 
-def _leave_network() -> None:
+def leave_network() -> None:
     """Into a network of our own with nothing in it, where the system lets an ordinary user do that.
 
     After the imports: with the old rights goes the reading of files that are not ours.
@@ -145,19 +149,20 @@ def _leave_network() -> None:
 
 
 def _die_with_parent() -> None:
-    """After `_leave_network`: a change of rights clears it."""
+    """After `leave_network`: a change of rights clears it."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def _import_libraries() -> None:
-    """All that is ever imported: not in the time of the first document, and before the right to read goes."""
+    """All that is ever read of a library: no file can be opened later."""
     # An option of trafilatura that brings numpy: 190 ms and 40 MB for a language that we do not ask for.
     sys.modules["py3langid"] = None  # type: ignore[assignment]
-    for module in ("charset_normalizer", "lxml.html", "pypdf.filters", "pypdfium2.raw", "trafilatura"):
+    for module in ("charset_normalizer", "lxml.html", "pypdf.filters", "pypdfium2.raw"):
         importlib.import_module(module)
-    for encoding in set(encodings.aliases.aliases.values()):
-        with contextlib.suppress(LookupError):  # some are for Windows alone
-            codecs.lookup(encoding)
+    for encoding in pkgutil.iter_modules(encodings.__path__):
+        with contextlib.suppress(ImportError, LookupError):  # some are for Windows alone
+            importlib.import_module(f"encodings.{encoding.name}")
+    html.read(_PAGE)  # trafilatura has word lists in files, read on first need
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import signal
 import struct
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -40,28 +40,32 @@ REQUEST = struct.Struct(">c?Q")
 #: Before the answer's JSON: the child's peak memory in bytes, the length.
 ANSWER = struct.Struct(">QQ")
 #: Kinds as a request names them.
-CODES = {Kind.PDF: b"P", Kind.HTML: b"H"}
-#: Exit status of a child that saw itself use more than its memory.
-EXIT_MEMORY = 71
+CODES = {Kind.PDF: b"P", Kind.DOCX: b"W", Kind.HTML: b"H"}
 
 _LONGEST_ANSWER = 6 * MAX_CHARACTERS + 65_536  # bytes: JSON escapes a character by at most six
-_DOCUMENTS = 500  # of one child, then it is replaced: libraries leak
+_DOCUMENTS = 5_000  # then a child is replaced: its start takes a second of processor time
 _START = 30.0  # seconds for a child to import its libraries
 _CHUNK = 1 << 20
+_LOOK_EVERY = 0.1  # seconds, at a child's memory where the system has no limit for it
 _CRASHES = {signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV, signal.SIGTRAP}
 _REASONS: dict[str, type[ExtractError]] = {
-    reason.__name__: reason
-    for reason in (DocumentBomb, EmptyDocument, Encrypted, NotADocument, Scanned, Undecodable)
+    reason.__name__: reason for reason in (DocumentBomb, EmptyDocument, Encrypted, NotADocument, Undecodable)
 }
 
 
 class Sandbox:
     """Up to so many children, started on first need. Close it, or they end with this process."""
 
-    def __init__(self, processes: int, timeout: timedelta, memory: int) -> None:
-        """`processes` 0: one a core, at most 4. `timeout` of one document; `memory` of one child, bytes."""
+    def __init__(
+        self, processes: int, timeout: timedelta, memory: int, *, watch: bool = sys.platform == "darwin"
+    ) -> None:
+        """`processes` 0: one a core, at most 4. `timeout` of one document; `memory` of one child, bytes.
+
+        `watch`: the children's memory is watched from here; macOS does not hold a process to RLIMIT_AS.
+        """
         self._timeout = timeout
         self._memory = memory
+        self._watch = watch
         self._turns = asyncio.Semaphore(processes or min(4, os.cpu_count() or 1))
         self._idle: list[_Child] = []
         self._living: set[_Child] = set()
@@ -108,7 +112,7 @@ class Sandbox:
         child = child or await self._start()
         fit = False
         try:
-            async with asyncio.timeout(self._timeout.total_seconds()):
+            async with asyncio.timeout(self._timeout.total_seconds()), self._watched(child):
                 answer = await child.ask(CODES[kind], careful, document)
             text = _text(answer)
             fit = True
@@ -127,6 +131,19 @@ class Sandbox:
                 self._end(child)
         return text
 
+    @contextlib.asynccontextmanager
+    async def _watched(self, child: _Child) -> AsyncIterator[None]:
+        if not self._watch:
+            yield
+            return
+        done = asyncio.Event()
+        watching = asyncio.create_task(child.watch_memory(self._memory, done))
+        try:
+            yield
+        finally:
+            done.set()
+            await watching
+
     def _reuse(self) -> _Child | None:
         while self._idle:
             child = self._idle.pop()
@@ -140,7 +157,7 @@ class Sandbox:
             raise asyncio.CancelledError
         with _empty_folder() as folder:
             try:
-                process = await _spawn(folder, self._memory, self._timeout)
+                process = await _spawn(folder, 0 if self._watch else self._memory, self._timeout)
             except OSError as error:
                 raise DocsumError(f"The extractor process cannot be started: {error.strerror}.") from error
             child = _Child(process)
@@ -181,6 +198,7 @@ class _Child:
         self.pid = process.pid
         self.documents = 0
         self.peak = 0  # bytes
+        self._too_large = False  # by its memory
         self._process = process
         self._requests, self._answers = process.stdin, process.stdout
         self._last_words = asyncio.create_task(_tail(process.stderr))
@@ -226,13 +244,23 @@ class _Child:
         """What a child's death in the middle of a document means."""
         self.kill()  # it may live on with closed pipes; one that is dying keeps its own status
         status, words = await self.wait()
-        if status == EXIT_MEMORY or "bad_alloc" in words or "MemoryError" in words:
+        if self._too_large or "bad_alloc" in words or "MemoryError" in words:
             return _out_of_memory()
         if status == -signal.SIGXCPU:
             return ExtractTimeout("Reading the document took more processor time than it may.")
         if status < 0:
             return _Died(f"was ended by {_signal(status)}", crashed=-status in _CRASHES)
         return _Died(f"ended with status {status}", crashed=True)
+
+    async def watch_memory(self, limit: int, done: asyncio.Event) -> None:
+        """Ends the child when its memory is above the limit, bytes. Until `done`: most are before a look."""
+        while not self._too_large:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(done.wait(), _LOOK_EVERY)
+                return
+            if await _resident(self.pid) > limit:
+                self._too_large = True
+                self.kill()
 
     def kill(self) -> None:
         if self.alive:
@@ -297,11 +325,24 @@ def _text(answer: object) -> ExtractedText:
             return ExtractedText(text, kind, pages, cut)
         case {"reason": "MemoryError"}:
             raise _out_of_memory()
+        case {"reason": "Scanned", "message": str(message), "pages": int() | None as pages}:
+            raise Scanned(message, pages=pages)
         case {"reason": str(reason), "message": str(message)} if reason in _REASONS:
             raise _REASONS[reason](message)
         case {"failed": str(error)}:
             raise _Died(f"failed with {error}", crashed=True)
     raise ConnectionError("an answer of a shape that we do not know")
+
+
+async def _resident(pid: int) -> int:
+    """Memory of a process in bytes, 0 when it is gone. By `ps`, the same on macOS and Linux."""
+    process = await asyncio.create_subprocess_exec(
+        *("ps", "-o", "rss=", "-p", str(pid)),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    output = (await process.communicate())[0].strip()
+    return int(output) * 1024 if output.isdigit() else 0
 
 
 def _out_of_memory() -> DocumentBomb:

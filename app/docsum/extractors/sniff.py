@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import codecs
 import enum
 import re
 
 from docsum.errors import EmptyDocument, NotADocument
+from docsum.extractors.charset import byte_order_mark, unmarked_utf16
 
 #: Bytes from the start of a document that `kind_of` looks at.
 HEAD = 8192
@@ -16,18 +16,16 @@ class Kind(enum.StrEnum):
     """What we can read; the value is its media type."""
 
     PDF = "application/pdf"
+    DOCX = "application/vnd.openxmlformats-officedocument.wordprocessingml.document"
     HTML = "text/html"
     MARKDOWN = "text/markdown"
     TEXT = "text/plain"
 
 
-_BYTE_ORDER_MARKS = (
-    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, whose mark it begins with
-    (codecs.BOM_UTF32_BE, "utf-32"),
-    (codecs.BOM_UTF8, "utf-8-sig"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
-)
+#: An OLE compound file: old Office documents, and new ones with a password.
+OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
+#: What is in these only their end tells: `docx.read` looks there, and refuses what is no Word document.
+_PACKAGES = (b"PK\x03\x04", b"PK\x05\x06", OLE)
 
 _PDF = re.compile(rb"%PDF-")
 _PDF_OBJECT = re.compile(rb"\d+ \d+ obj\b")
@@ -36,51 +34,58 @@ _PDF_OBJECT = re.compile(rb"\d+ \d+ obj\b")
 _CONTROLS = bytes({*range(0x20), 0x7F} - {0x08, 0x09, 0x0A, 0x0B, 0x0C, 0x0D, 0x1B})
 _CONTROLS_ALLOWED = 0.03  # random bytes have 0.1
 
+_COMMENTS = r"\s*(?:(?><!--.*?-->)\s*)*"  # atomic: else many of them could be parted in too many ways
+_BEFORE = rf"\s*(?:<\?xml[^>]*>)?{_COMMENTS}"
 _HTML = re.compile(
-    r"\s*(?:<\?xml[^>]*>\s*|<!--.*?-->\s*)*<(?:!doctype\s+html|html|head|body|title|meta)\b", re.I | re.S
+    rf"{_BEFORE}<(?:!doctype\s+html|html|head|body|title|meta|script|style|link|base)\b", re.I | re.S
 )
+#: Whatever they begin with: old pages do so with anything, and servers put their complaints first.
+_HTML_LATER = re.compile(r"\s*<[a-z!].*<(?:html|head|body)\b", re.I | re.S)
 _HTML_FRAGMENT = re.compile(
-    r"\s*<(?:article|div|h[1-6]|main|p|section|table|ul|ol)\b[^>]*>.*</\w+>", re.I | re.S
+    rf"{_COMMENTS}<(?:article|div|h[1-6]|main|p|section|table|ul|ol)\b[^>]*>.*<(?:/\w+>|style\b|script\b)",
+    re.I | re.S,
 )
+_SVG = re.compile(rf"{_BEFORE}(?:<!doctype\s+svg[^>[]*(?:\[[^]]*\]\s*)?>{_COMMENTS})?<svg\b", re.I | re.S)
 _HEADING = re.compile(r"\n(?:#{1,6} \S|```)")
+_MARKDOWN_HEAD = 4096  # characters: further on, many a plain text has a line that begins with "# "
 _LINK = re.compile(r"\]\([^\s)]+\)")
 
 _NOT_READ_YET = (
     (b"{\\rtf", "Rich Text documents are not read yet."),
     (b"%!PS", "PostScript documents are not read yet."),
-    (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "Old Office documents (.doc, .xls, .ppt, .msg) are not read."),
 )
-_IN_ZIP = (
-    (b"word/", "Word documents are not read yet."),
-    (b"xl/", "Excel workbooks are not read yet."),
-    (b"ppt/", "PowerPoint presentations are not read yet."),
-    (b"application/vnd.oasis.opendocument", "OpenDocument files are not read yet."),
-    (b"application/epub+zip", "EPUB books are not read yet."),
-    (b"[Content_Types].xml", "Office documents are not read yet."),
-    (b"META-INF/MANIFEST.MF", "This looks like a Java archive (.jar), not a document."),
-)
+#: No text begins like this.
 _BINARIES = (
-    (b"MZ", "a Windows program (.exe)"),
     (b"\x7fELF", "a Linux program"),
     (b"\xcf\xfa\xed\xfe", "a macOS program"),
     (b"\xca\xfe\xba\xbe", "a Java class or macOS program"),
     (b"\x89PNG\r\n\x1a\n", "a PNG picture"),
     (b"\xff\xd8\xff", "a JPEG picture"),
-    (b"GIF8", "a GIF picture"),
+    (b"GIF87a", "a GIF picture"),
+    (b"GIF89a", "a GIF picture"),
     (b"II*\0", "a TIFF picture"),
     (b"MM\0*", "a TIFF picture"),
     (b"\x1f\x8b", "a gzip archive"),
-    (b"BZh", "a bzip2 archive"),
+    (b"BZh91AY&SY", "a bzip2 archive"),
     (b"\xfd7zXZ\0", "an xz archive"),
     (b"\x28\xb5\x2f\xfd", "a Zstandard archive"),
     (b"7z\xbc\xaf\x27\x1c", "a 7-Zip archive"),
-    (b"Rar!", "a RAR archive"),
+    (b"Rar!\x1a\x07", "a RAR archive"),
     (b"SQLite format 3\0", "an SQLite database"),
-    (b"PAR1", "a Parquet file"),
     (b"Obj\x01", "an Avro file"),
-    (b"OggS", "an audio or video file"),
-    (b"ID3", "an MP3 file"),
+    (b"OggS\0", "an audio or video file"),
+    (b"ID3\2", "an MP3 file"),
+    (b"ID3\3", "an MP3 file"),
+    (b"ID3\4", "an MP3 file"),
     (b"\0asm", "a WebAssembly program"),
+    (b"\xf7\2\1\x83\x92\xc0", "a DVI file of TeX"),
+    (b"!<arch>\ndebian-binary", "a Debian package"),
+)
+_RIFF = re.compile(rb"RIFF....(?:WAVE|AVI |WEBP|ACON|sfbk)", re.S)
+#: A text may, so that these count only where the bytes look binary.
+_PERHAPS_BINARIES = (
+    (b"MZ", "a Windows program (.exe)"),
+    (b"PAR1", "a Parquet file"),
 )
 
 
@@ -88,23 +93,26 @@ def kind_of(head: bytes) -> Kind:
     """The kind of a document that begins with these bytes. Raises EmptyDocument or NotADocument."""
     if not head:
         raise EmptyDocument("The file is empty.")
-    if _is_pdf(head):
+    if head.startswith(_PACKAGES):
+        return Kind.DOCX
+    encoding = byte_order_mark(head) or unmarked_utf16(head)
+    binary = encoding is None and _looks_binary(head)
+    peek = head.decode(encoding or "latin-1", "replace")
+    page = not binary and _HTML.match(peek) is not None
+    if not page and _is_pdf(head):  # a page may speak of PDF
         return Kind.PDF
-    encoding = byte_order_mark(head)
     if encoding is None:
-        _refuse_binary(head)
-    peek = head[:4096].decode(encoding or "latin-1", "replace")
-    if _HTML.match(peek):
+        _refuse_binary(head, binary)
+    if page:
         return Kind.HTML
-    markdown = _HEADING.search(f"\n{peek}") is not None or _LINK.search(peek) is not None
-    if not markdown and _HTML_FRAGMENT.match(peek):  # Markdown may begin with HTML tags
+    if _SVG.match(peek):
+        raise NotADocument("This looks like a drawing (SVG), not a document.")
+    start = f"\n{peek[:_MARKDOWN_HEAD]}"
+    markdown = _HEADING.search(start) is not None or _LINK.search(start) is not None
+    page = _HTML_FRAGMENT.match(peek) is not None or _HTML_LATER.match(peek) is not None
+    if page and not markdown:  # Markdown may begin with HTML tags
         return Kind.HTML
     return Kind.MARKDOWN if markdown else Kind.TEXT
-
-
-def byte_order_mark(head: bytes) -> str | None:
-    """The encoding that a byte order mark names."""
-    return next((encoding for mark, encoding in _BYTE_ORDER_MARKS if head.startswith(mark)), None)
 
 
 def _is_pdf(head: bytes) -> bool:
@@ -115,14 +123,12 @@ def _is_pdf(head: bytes) -> bool:
     return match.start() == 0 or _PDF_OBJECT.search(head) is not None or _looks_binary(head)
 
 
-def _refuse_binary(head: bytes) -> None:
-    if head.startswith(b"PK\x03\x04"):
-        told = (sentence for mark, sentence in _IN_ZIP if mark in head)
-        raise NotADocument(next(told, "This looks like a ZIP archive, not a document."))
+def _refuse_binary(head: bytes, binary: bool) -> None:
     for mark, sentence in _NOT_READ_YET:
         if head.startswith(mark):
             raise NotADocument(sentence)
-    if _looks_binary(head):
+    marked = any(head.startswith(mark) for mark, _ in _BINARIES) or _RIFF.match(head) is not None
+    if binary or marked:
         raise NotADocument(f"This looks like {_name(head)}, not a document.")
 
 
@@ -132,9 +138,13 @@ def _looks_binary(head: bytes) -> bool:
 
 def _name(head: bytes) -> str:
     """Our own words for the common ones, else those of puremagic's list."""
-    for mark, name in _BINARIES:
+    for mark, name in (*_BINARIES, *_PERHAPS_BINARIES):
         if head.startswith(mark):
             return name
+    if _RIFF.match(head):
+        return "a sound, film or picture (RIFF)"
+    if not head.strip(b"\0"):
+        return "a file of zeros"
     import puremagic
 
     try:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import codecs
 import re
 from itertools import islice
 
 from docsum.errors import EmptyDocument, NotADocument
-from docsum.extractors.sniff import Kind, byte_order_mark
+from docsum.extractors import charset
+from docsum.extractors.sniff import Kind
 from docsum.models import Document, ExtractedText
 
 #: Longest text that leaves an extractor; the rest is cut and `truncated` set.
@@ -19,6 +19,10 @@ _JUNK_ASCII = bytes({*range(0x20), 0x7F} - {0x09, 0x0A})
 _JUNK = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f\ufeff\ufffe\uffff\ud800-\udfff]+")
 _LETTER = re.compile(r"[^\W_]")
 _JUNK_ALLOWED = 0.1  # share of characters
+_ASCII_LETTER = re.compile("[A-Za-z]")
+_FOREIGN_LATIN = re.compile("[\xaa\xb5\xba\xc0-\xd6\xd8-\xf6\xf8-\u024f]")
+_FOREIGN_ALLOWED = 0.5  # to a letter of ASCII: noise has more, Vietnamese 0.3
+_FOREIGN_AT_LEAST = 10
 _SAMPLE = 65_536
 
 #: (size in bytes, letters and digits): a file of that size with less than that is no document.
@@ -48,24 +52,11 @@ def beginning_of(document: Document, size: int) -> bytes:
         return file.read(size)
 
 
-def is_utf8(content: bytes) -> bool:
-    try:
-        content.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
 def decode(content: bytes) -> str:
-    """By byte order mark, as UTF-8, or by the likeliest encoding. Raises NotADocument for garbage."""
-    encoding = byte_order_mark(content)
-    if encoding is None:
-        try:
-            return codecs.utf_8_decode(content, "strict", False)[0]  # False: the last character may be cut
-        except UnicodeDecodeError:
-            encoding = _likeliest_encoding(content[:_SAMPLE])
-    text = content.decode(encoding, "replace")
-    _refuse_garbage(text)
+    """The text in whatever encoding it is. Raises NotADocument for garbage."""
+    text = charset.decode(content)
+    if not charset.is_utf8(content):
+        _refuse_garbage(text)
     return text
 
 
@@ -90,7 +81,8 @@ def refuse_tiny(text: str, size: int) -> None:
     if not letters:
         raise EmptyDocument("There is no text in the document.")
     if letters < expected:
-        raise EmptyDocument(f"There are only {letters} letters of text in {size:,} bytes.")
+        be = "is" if letters == 1 else "are"
+        raise EmptyDocument(f"There {be} only {letters_of(letters)} of text in {size:,} bytes.")
 
 
 def count_letters(text: str, at_most: int) -> int:
@@ -98,11 +90,8 @@ def count_letters(text: str, at_most: int) -> int:
     return sum(1 for _ in islice(_LETTER.finditer(text), at_most))
 
 
-def _likeliest_encoding(sample: bytes) -> str:
-    from charset_normalizer import from_bytes
-
-    best = from_bytes(sample).best()
-    return best.encoding if best is not None else "cp1252"
+def letters_of(count: int) -> str:
+    return "1 letter" if count == 1 else f"{count:,} letters"
 
 
 def _refuse_garbage(text: str) -> None:
@@ -112,5 +101,7 @@ def _refuse_garbage(text: str) -> None:
         for character in sample
         if not (character.isprintable() or character.isspace()) or character == "\ufffd"
     )
-    if strange > _JUNK_ALLOWED * len(sample):
+    foreign = len(_FOREIGN_LATIN.findall(sample))
+    mixed = foreign > _FOREIGN_AT_LEAST and foreign > _FOREIGN_ALLOWED * len(_ASCII_LETTER.findall(sample))
+    if mixed or strange > _JUNK_ALLOWED * len(sample):
         raise NotADocument("The content does not read as text in any encoding.")

@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
-import fcntl
 import os
 import re
-import shutil
 import stat
-import tempfile
-import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 from urllib.parse import unquote_to_bytes
 
 from docsum.errors import (
@@ -29,14 +22,11 @@ from docsum.errors import (
     SourceTooLarge,
     SourceUnavailable,
 )
+from docsum.fetchers.spool import IN_MEMORY, Spool, TemporaryFolder
 from docsum.models import Document, DocumentReference
-
-#: Documents up to this size stay in memory, bytes.
-IN_MEMORY = 256 * 1024
 
 _CHUNK = 1 << 20
 _THREADS = 16
-_TEMPORARY = "docsum-fetch-"
 _URI = re.compile(r"file:(?://(?P<host>[^/]*))?(?P<path>/.*)", re.IGNORECASE | re.DOTALL)
 _VERSION = re.compile(r"(\d+):\d+:\d+")
 _FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
@@ -53,15 +43,14 @@ def file_version(status: os.stat_result) -> str:
 
 
 class FileFetcher:
-    """The port `Fetcher` for `file:` addresses. Close it: it owns threads and a temporary folder."""
+    """The port `Fetcher` for `file:` addresses. Close it: it owns threads."""
 
-    def __init__(self, roots: Sequence[Path], max_bytes: int) -> None:
+    def __init__(self, roots: Sequence[Path], max_bytes: int, folder: TemporaryFolder) -> None:
         self._roots = tuple(os.path.normpath(root.expanduser().absolute()) for root in roots)
         self._max_bytes = max_bytes
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="docsum-file")
         self._local: dict[str, tuple[float, bool]] = {}
-        self._folder: _TemporaryFolder | None = None
-        self._folder_lock = threading.Lock()
+        self._folder = folder
 
     async def fetch(self, reference: DocumentReference) -> Document:
         """Reads a small file of a local disk right here: a thread costs 280 us for a read of 35 us.
@@ -81,19 +70,8 @@ class FileFetcher:
             raise
 
     def close(self) -> None:
-        """Removes the temporary folder with whatever is left in it. Does not wait: a read may hang."""
+        """Does not wait: a read may hang."""
         self._threads.shutdown(wait=False, cancel_futures=True)
-        if self._folder is not None:
-            self._folder.remove()
-
-    async def __aenter__(self) -> Self:
-        await asyncio.to_thread(remove_stale_folders)
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await asyncio.to_thread(self.close)
 
     # -- one file --------------------------------------------------------------------------------------
 
@@ -155,26 +133,13 @@ class FileFetcher:
             if len(content) > self._max_bytes:
                 raise self._grew(path)
             return Document(len(content), version, content=content, name=name)
-        copy, size = self._copy(descriptor, path)
-        return Document(size, version, path=copy, name=name)
-
-    def _copy(self, descriptor: int, path: str) -> tuple[Path, int]:
-        with self._folder_lock:
-            self._folder = self._folder or _TemporaryFolder()
-        target, name = tempfile.mkstemp(dir=self._folder.path)
-        size = 0
+        spool = Spool(self._folder, self._max_bytes, path)
         try:
             while chunk := os.read(descriptor, _CHUNK):
-                size += len(chunk)
-                if size > self._max_bytes:
-                    raise self._grew(path)
-                _write(target, chunk)
-        except BaseException:
-            Path(name).unlink()
-            raise
+                spool.write(chunk)
+            return spool.finish(version, name)
         finally:
-            os.close(target)
-        return Path(name), size
+            spool.discard()
 
     def _grew(self, path: str) -> SourceTooLarge:
         return SourceTooLarge(f"{path!r} grew over DOCSUM_FETCH__MAX_BYTES while it was read.")
@@ -262,12 +227,6 @@ def _read_up_to(descriptor: int, size: int) -> bytes:
     return content
 
 
-def _write(descriptor: int, chunk: bytes) -> None:
-    view = memoryview(chunk)
-    while view:
-        view = view[os.write(descriptor, view) :]
-
-
 def _lies_on_local_disks(root: str) -> bool:
     """From Linux's list of mounts: the one that holds the root and those below it. Elsewhere: not known."""
     try:
@@ -289,37 +248,3 @@ def _lies_on_local_disks(root: str) -> bool:
 def _discard(future: Future[Document]) -> None:
     if not future.cancelled() and future.exception() is None:
         future.result().discard()
-
-
-# -- temporary folders -------------------------------------------------------------------------------------
-
-
-class _TemporaryFolder:
-    """A folder of ours, locked for as long as this process lives: a lock outlives no process, a pid may."""
-
-    def __init__(self) -> None:
-        while True:
-            self.path = Path(tempfile.mkdtemp(prefix=_TEMPORARY))
-            self._lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            with contextlib.suppress(BlockingIOError):
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if self.path.exists():  # else a starting process took it for a stale one
-                    return
-            os.close(self._lock)
-
-    def remove(self) -> None:
-        shutil.rmtree(self.path, ignore_errors=True)
-        os.close(self._lock)
-
-
-def remove_stale_folders() -> None:
-    """Removes what killed processes of this user left behind: folders that nobody holds the lock of."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{_TEMPORARY}*"):
-        with contextlib.suppress(OSError):
-            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if os.fstat(lock).st_uid == os.geteuid():
-                    shutil.rmtree(folder, ignore_errors=True)
-            finally:
-                os.close(lock)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from docsum.kafka.headers import dead_letter_headers, retry_headers
-from docsum.models import DeadLettered, Delivery, DocumentReference, Outcome, RecordCopy, Retried
+from docsum.kafka.headers import dead_letter_headers, held_headers, retry_headers
+from docsum.models import DeadLettered, Delivery, DocumentReference, Held, Outcome, RecordCopy, Retried
 from docsum.ports import Clock
 from docsum.topics import Topology
 
@@ -32,12 +32,16 @@ class RecordCopies:
                     max_attempts=most,
                     group=self._group,
                     reference=reference,
+                    spent=outcome.spent,
                 )
             case DeadLettered():
                 topic = self._topology.dead_letters
                 headers = dead_letter_headers(
                     delivery, outcome.failure, now, max_attempts=most, group=self._group, reference=reference
                 )
+            case Held():
+                topic = self._topology.held
+                headers = held_headers(delivery, self._group, reference)
             case _:
                 return None
         return RecordCopy(topic, delivery.at.partition, delivery.key, delivery.value, headers)

@@ -110,10 +110,14 @@ def retry_headers(
     max_attempts: int,
     group: str,
     reference: DocumentReference | None = None,
+    spent: bool = True,
 ) -> Headers:
-    """Of the copy for a retry topic: the next attempt, not to be looked at before that moment."""
+    """Of the copy for a retry topic: the next attempt, not to be looked at before that moment.
+
+    The same attempt again where this one was not `spent`.
+    """
     ours = _failed(delivery, failure, now, max_attempts=max_attempts, group=group, reference=reference)
-    next_attempt = {ATTEMPT: str(delivery.attempt + 1), NOT_BEFORE: str(_ceiling_ms(not_before))}
+    next_attempt = {ATTEMPT: str(delivery.attempt + spent), NOT_BEFORE: str(_ceiling_ms(not_before))}
     return _replaced(delivery, ours | next_attempt)
 
 
@@ -131,11 +135,12 @@ def dead_letter_headers(
     return _replaced(delivery, ours, failure.stacktrace)
 
 
-def held_headers(delivery: Delivery, group: str) -> Headers:
+def held_headers(delivery: Delivery, group: str, reference: DocumentReference | None = None) -> Headers:
     """Of the copy for the held topic, and back from it: nothing failed, so the attempt stays."""
     kept = _texts(delivery)
     kept.pop(NOT_BEFORE, None)
-    return _replaced(delivery, kept | _original(delivery, group) | {ATTEMPT: str(delivery.attempt)})
+    ours = kept | _original(delivery, group) | {ATTEMPT: str(delivery.attempt)}
+    return _replaced(delivery, ours | _identity(reference))
 
 
 def replay_headers(delivery: Delivery, replay_id: str, group: str) -> Headers:
@@ -175,11 +180,14 @@ def _failed(
         ERROR_STAGE: failure.stage,
         ATTEMPT_LOG: _last_entries(f"{delivery.attempt_log};{_entry(failure, now_ms)}"),
     }
-    if reference is not None:
-        ours[DOCUMENT_ID] = reference.document_id
-        if reference.run_id is not None:
-            ours[RUN_ID] = str(reference.run_id)
-    return ours
+    return ours | _identity(reference)
+
+
+def _identity(reference: DocumentReference | None) -> dict[str, str]:
+    if reference is None:
+        return {}
+    run = {} if reference.run_id is None else {RUN_ID: str(reference.run_id)}
+    return {DOCUMENT_ID: reference.document_id} | run
 
 
 def _original(delivery: Delivery, group: str) -> dict[str, str]:

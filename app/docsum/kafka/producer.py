@@ -11,7 +11,7 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from docsum.errors import BrokerUnavailable
+from docsum.errors import BrokerRefused, BrokerUnavailable
 from docsum.kafka.security import client_config
 from docsum.models import Coordinates, RecordCopy
 from docsum.settings import Kafka
@@ -21,6 +21,44 @@ if TYPE_CHECKING:
     from confluent_kafka import KafkaError, Message, Producer
 
 Report = tuple[asyncio.Future[Coordinates], Coordinates | BrokerUnavailable]
+
+#: Codes, as confluent-kafka names them, by which Kafka says no until a person changes something there.
+REFUSALS = frozenset(
+    {
+        "CLUSTER_AUTHORIZATION_FAILED",
+        "DELEGATION_TOKEN_AUTHORIZATION_FAILED",
+        "DELEGATION_TOKEN_AUTH_DISABLED",
+        "DELEGATION_TOKEN_EXPIRED",
+        "DELEGATION_TOKEN_NOT_FOUND",
+        "DELEGATION_TOKEN_OWNER_MISMATCH",
+        "DELEGATION_TOKEN_REQUEST_NOT_ALLOWED",
+        "ILLEGAL_SASL_STATE",
+        "INVALID_CONFIG",
+        "INVALID_PRINCIPAL_TYPE",
+        "INVALID_RECORD",
+        "INVALID_REQUIRED_ACKS",
+        "INVALID_TIMESTAMP",
+        "MSG_SIZE_TOO_LARGE",
+        "POLICY_VIOLATION",
+        "RECORD_LIST_TOO_LARGE",
+        "SASL_AUTHENTICATION_FAILED",
+        "SECURITY_DISABLED",
+        "TOPIC_AUTHORIZATION_FAILED",
+        "TOPIC_EXCEPTION",  # no name for a topic
+        "TRANSACTIONAL_ID_AUTHORIZATION_FAILED",
+        "UNACCEPTABLE_CREDENTIAL",
+        "UNSUPPORTED_COMPRESSION_TYPE",
+        "UNSUPPORTED_FOR_MESSAGE_FORMAT",
+        "UNSUPPORTED_SASL_MECHANISM",
+        "UNSUPPORTED_VERSION",
+        "_AUTHENTICATION",
+        "_INVALID_ARG",
+        "_NOT_CONFIGURED",
+        "_NOT_IMPLEMENTED",
+        "_SSL",
+        "_UNSUPPORTED_FEATURE",
+    }
+)
 
 _POLL = 0.1  # seconds; the longest time that closing waits for the thread
 _METADATA = timedelta(seconds=10)
@@ -156,7 +194,7 @@ class KafkaProducer:
         except BufferError:
             return False
         except KafkaException as error:
-            raise _failure(copy.topic, error.args[0], self._servers) from error
+            raise translate(copy.topic, error.args[0], self._servers) from error
         self._in_flight.add(future)
         return True
 
@@ -166,7 +204,7 @@ class KafkaProducer:
         """In the polling thread."""
         topic = message.topic() or ""
         if error is not None:
-            self._reports.append((future, _failure(topic, error, self._servers)))
+            self._reports.append((future, translate(topic, error, self._servers)))
         else:
             place = Coordinates(topic, message.partition() or 0, message.offset() or 0)
             self._reports.append((future, place))
@@ -190,9 +228,14 @@ class KafkaProducer:
         self._progress.set()
 
 
-def _failure(topic: str, error: KafkaError, servers: str) -> BrokerUnavailable:
+def translate(topic: str, error: KafkaError, servers: str) -> BrokerUnavailable:
+    """What has become of a record, in our terms."""
     from confluent_kafka import KafkaError as Code
 
     if error.code() == Code._MSG_TIMED_OUT:
         return BrokerUnavailable(f"Kafka at {servers} did not acknowledge a record for {topic} in time.")
+    if error.code() == Code._FATAL or error.fatal():
+        return BrokerUnavailable(f"Kafka's client has given up: {error.str()}. Run the command again.")
+    if error.code() in {getattr(Code, name, None) for name in REFUSALS}:
+        return BrokerRefused(f"Kafka refuses a record for {topic}: {error.str()}.")
     return BrokerUnavailable(f"Kafka did not take a record for {topic}: {error.str()}.")

@@ -109,6 +109,11 @@ class KafkaWorker:
         return tuple(sorted(f"{tp.topic}[{tp.partition}]" for tp in self._assignment()))
 
     @property
+    def owned(self) -> frozenset[int]:
+        """The numbers of those partitions: the same of every topic."""
+        return frozenset(tp.partition for tp in self._assignment())
+
+    @property
     def running(self) -> tuple[Trip, ...]:
         """The deliveries at work."""
         return tuple(trip for queue in self._queues.values() for trip in queue.running.values())

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
-from docsum.errors import ConfigurationError
+from docsum.errors import ConfigurationError, SourceNotAllowed
+from docsum.fetchers import allowance, check_allowed
 from docsum.local.jars import cache_folder, ensure_jars
 from docsum.local.kafka import kafka_spec
 from docsum.local.loopback import HOST, http_ready
@@ -21,11 +22,13 @@ from docsum.local.process import ProcessSpec
 from docsum.local.stack import Stack
 from docsum.local.stack_control import detach, restart, stop
 from docsum.local.stack_state import StackError, StackState, environment_digest, find
-from docsum.settings import Settings
+from docsum.settings import Fetch, Settings
 
 LOCAL_MODEL = "local-extractive-1"
 START_TIMEOUT = timedelta(minutes=3)
 _PASSED_ON = ("HOME", "LANG", "TMPDIR", "XDG_CACHE_HOME", "SSL_CERT_FILE", "SSL_CERT_DIR")
+_CREDENTIALS = ("AWS_", "GOOGLE_", "AZURE_")  # how the variables begin that object stores are opened with
+_ALLOWED = ("file_roots", "buckets", "hosts")  # of DOCSUM_FETCH, and the files in the home of the same names
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +80,7 @@ def attach(settings: Settings) -> Settings | None:
 async def ensure_stack(
     settings: Settings,
     *,
-    file_roots: Sequence[Path] = (),
+    place: str | None = None,
     workers: int = 2,
     local_model: bool = False,
     progress: Progress = lambda _done, _total: None,
@@ -85,11 +88,13 @@ async def ensure_stack(
 ) -> LocalStack:
     """The local stack, ready: started in the background when none runs.
 
-    Its workers may read `file_roots` afterwards, besides what they could read before, and are restarted
-    when their settings or the key differ. Raises StackError or DownloadFailed.
+    Its workers may read what is at `place` afterwards, besides what they could read before, and are
+    restarted when their settings, the key or the credentials of object stores differ. Raises
+    SourceNotAllowed, StackError or DownloadFailed.
     """
+    if place is not None:
+        allow(settings, place)
     await asyncio.to_thread(ensure_jars, _cache(), progress)
-    _allow(settings, file_roots)
     state = find(settings.home)
     started = state is None
     if state is None:
@@ -188,11 +193,10 @@ class _Plan:
 def worker_environment(settings: Settings, name: str, port: int) -> Mapping[str, str]:
     """The whole environment of a worker of the local stack."""
     worker = settings.worker.model_copy(update={"instance_id": name, "port": port})
-    roots = tuple(dict.fromkeys([*settings.fetch.file_roots, *_allowed(settings)]))
-    fetch = settings.fetch.model_copy(update={"file_roots": roots})
     return {
         **_passed_on(),
-        **settings.model_copy(update={"worker": worker, "fetch": fetch}).environment(),
+        **{name: value for name, value in os.environ.items() if name.startswith(_CREDENTIALS)},
+        **settings.model_copy(update={"worker": worker, "fetch": _allowed(settings)}).environment(),
     }
 
 
@@ -250,29 +254,39 @@ def _token_file(home: Path) -> Path:
     return path
 
 
-def _roots_file(home: Path) -> Path:
-    return home / "file_roots"
+def _allowed(settings: Settings) -> Fetch:
+    """With what `docsum run` has opened to the workers. It stays open: retries read it."""
+    fetch = settings.fetch
+    for kind in _ALLOWED:
+        path = settings.home / kind
+        fetch = _with(fetch, kind, *path.read_text().splitlines() if path.exists() else ())
+    return fetch
 
 
-def _allowed(settings: Settings) -> list[str]:
-    """Folders that `docsum run` has opened to the workers: one a line. They stay open: retries read them."""
-    path = _roots_file(settings.home)
-    return path.read_text().splitlines() if path.exists() else []
+def _with(fetch: Fetch, kind: str, *entries: str) -> Fetch:
+    return fetch.model_copy(update={kind: tuple(dict.fromkeys([*getattr(fetch, kind), *entries]))})
 
 
-def _allow(settings: Settings, roots: Sequence[Path]) -> None:
+def allow(settings: Settings, place: str) -> None:
+    """Lets the workers read there from their next start on; entries are kept in the home, one file a kind.
+
+    Raises SourceNotAllowed for what is never read, such as an internal address that no setting names.
+    """
     allowed = _allowed(settings)
-    known = [Path(root) for root in (*settings.fetch.file_roots, *allowed)]
-    new = [str(root) for root in roots if not any(root.is_relative_to(other) for other in known)]
-    if any("," in root or "\n" in root for root in new):
-        raise ConfigurationError(
-            "A folder with a comma or a line break in its name cannot be allowed; rename it."
-        )
-    if new:
+    try:
+        check_allowed(allowed, place)
+    except SourceNotAllowed:
+        kind, entry = allowance(place)
+        if "," in entry or entry.splitlines() != [entry.strip()]:
+            raise ConfigurationError(
+                f"{entry!r} cannot be allowed by itself, for its comma, blank or line break: "
+                f"add what is above it to DOCSUM_FETCH__{kind.upper()}."
+            ) from None
+        check_allowed(_with(allowed, kind, entry), place)
         settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path = _roots_file(settings.home)
-        draft = path.with_name(f"file_roots.{os.getpid()}")
-        draft.write_text("\n".join([*allowed, *new]) + "\n")
+        path = settings.home / kind
+        draft = path.with_name(f"{kind}.{os.getpid()}")
+        draft.write_text((path.read_text() if path.exists() else "") + f"{entry}\n")
         draft.replace(path)
 
 

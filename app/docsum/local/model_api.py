@@ -54,7 +54,7 @@ class Model:
                 "context_management": no,
                 "effort": {**yes, **efforts},
                 "image_input": no,
-                "pdf_input": no,
+                "pdf_input": yes,
                 "server_tools": {**no, "code_execution": no, "web_search": no},
                 "structured_outputs": yes,
                 "thinking": {**yes, "types": dict.fromkeys(THINKING, yes)},
@@ -85,12 +85,14 @@ class ApiError(Exception):
         *,
         retry_after: float | None = None,
         code: str | None = None,
+        page: str | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
         self.kind = kind
         self.retry_after = retry_after  # seconds
         self.code = code
+        self.page = page  # HTML of something in front of the API, which answers in its place
 
     def body(self, request_id: str) -> Json:
         error: Json = {"type": self.kind, "message": str(self)}

@@ -1,12 +1,15 @@
-"""Fault rules of the local model server: which request is spoilt, how, and how often."""
+"""Fault rules of the local model server: which request is spoilt, how, how often and when."""
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Any
+
+from aiohttp import web
 
 from docsum.local.model_api import ApiError, Json, invalid, tokens
 from docsum.local.model_replies import Reply, limited
@@ -20,9 +23,14 @@ class FaultKind(StrEnum):
     RESET = "reset"
     HANG = "hang"
     RESET_AFTER_ACCEPT = "reset_after_accept"
+    SLOW_HEADERS = "slow_headers"  # nothing for `seconds`, then the answer
+    SLOW_BODY = "slow_body"  # headers at once, the body over `seconds`
     INVALID_JSON = "invalid_json"
     TRUNCATED = "truncated"
+    CONTEXT_EXCEEDED = "context_exceeded"
     REFUSAL = "refusal"
+    THINKING_FIRST = "thinking_first"
+    UNKNOWN = "unknown"  # fields, block types and enum values that no client has heard of
 
 
 ERROR_TYPES = {
@@ -38,6 +46,31 @@ ERROR_TYPES = {
     504: "timeout_error",
     529: "overloaded_error",
 }
+
+
+def _page(title: str) -> str:
+    """What an edge or a proxy answers in place of the API."""
+    return f"<html><head><title>{title}</title></head><body><h1>{title}</h1></body></html>"
+
+
+#: Errors that are more than a status, by the name that stands for them in `kind`.
+NAMED: dict[str, dict[str, Json]] = {
+    "credit_too_low": {
+        "status": 400,
+        "message": "Your credit balance is too low to access the Anthropic API. "
+        "Please go to Plans & Billing to upgrade or purchase credits.",
+    },
+    "usage_limit": {
+        "status": 400,
+        "message": "You have reached your specified API usage limits. "
+        "You will regain access on the first day of next month at 00:00 UTC.",
+    },
+    "ramp_limit": {"status": 429, "error_code": "ramp_limit_exceeded", "retry_after": 5},
+    "enforced_spend_limit": {"status": 429, "error_code": "enforced_spend_limit_reached"},
+    "contract_spend_limit": {"status": 429, "error_code": "contract_spend_limit_reached"},
+    "too_large": {"status": 413, "body": _page("413 Request Entity Too Large")},
+    "bad_gateway": {"status": 502, "body": _page("502 Bad Gateway")},
+}
 _RULE_TYPES: dict[str, Any] = {  # Any: what isinstance takes
     "match": dict,
     "kind": str,
@@ -45,10 +78,16 @@ _RULE_TYPES: dict[str, Any] = {  # Any: what isinstance takes
     "error_type": str,
     "error_code": str | None,
     "message": str,
+    "body": str | None,
     "retry_after": int | float | None,
+    "seconds": int | float,
     "times": int | None,
     "probability": int | float,
+    "after": int | float,
+    "for": int | float | None,
 }
+_MATCH_TYPES = {"contains": str, "model": str, "nth": int}
+_BODY_PIECES = 10
 
 
 @dataclass(slots=True)
@@ -57,40 +96,58 @@ class Fault:
 
     kind: FaultKind = FaultKind.ERROR
     contains: str = ""
+    model: str = ""
+    nth: int = 0  # of the requests that match otherwise, from 1; 0 = each
     status: int = 500
     error_type: str = ""
     error_code: str | None = None
     message: str = "a fault rule of the local model server"
+    body: str | None = None  # sent as HTML in place of the error object
     retry_after: float | None = None
+    seconds: float = 1.0
     times: int | None = None
     probability: float = 1.0
+    after: float = 0.0  # seconds since the rule was set
+    lasts: float | None = None  # seconds from then on; None = for good
     fired: int = 0
+    met: int = field(default=0, repr=False)
+    set_at: float = field(default=0.0, repr=False)
 
     @classmethod
-    def parse(cls, rule: Json) -> Fault:
+    def parse(cls, rule: Json, now: float = 0.0) -> Fault:
         """Read a rule of `PUT /_faults`; raises a 400."""
         if not isinstance(rule, dict) or rule.keys() - _RULE_TYPES.keys():
             raise invalid(f"a fault rule is an object of {', '.join(_RULE_TYPES)}")
         for name, value in rule.items():
             if not isinstance(value, _RULE_TYPES[name]):
                 raise invalid(f"{name}: {value!r} does not fit")
-        match, kind = rule.get("match", {}), rule.get("kind", FaultKind.ERROR)
-        contains = match.get("contains", "")
-        if not isinstance(contains, str) or match.keys() - {"contains"}:
-            raise invalid('match is {} or {"contains": "text"}')
+        kind = rule.get("kind", FaultKind.ERROR)
+        if kind in NAMED:
+            rule, kind = NAMED[kind] | rule, FaultKind.ERROR
         if kind not in list(FaultKind):
-            raise invalid(f"kind is one of {', '.join(FaultKind)}")
-        given = {name: value for name, value in rule.items() if name not in ("match", "kind")}
-        fault = cls(FaultKind(kind), contains, **given)
+            raise invalid(f"kind is one of {', '.join([*FaultKind, *NAMED])}")
+        given = {name: rule[name] for name in rule if name not in ("match", "kind", "for")}
+        fault = cls(
+            FaultKind(kind), **_match(rule.get("match", {})), **given, lasts=rule.get("for"), set_at=now
+        )
         if not (400 <= fault.status < 600 and 0 <= fault.probability <= 1):
             raise invalid("status is 400 to 599 and probability is 0 to 1")
+        if min(fault.seconds, fault.after, fault.lasts or 0, fault.retry_after or 0) < 0:
+            raise invalid("seconds, after, for and retry_after are not negative")
         return fault
 
-    def applies(self, ask: Ask) -> bool:
-        if self.times == 0:
+    def applies(self, ask: Ask, now: float) -> bool:
+        """Whether it is this rule's turn, but for its dice; counts the requests for `nth`."""
+        begin = self.set_at + self.after
+        if self.times == 0 or now < begin or (self.lasts is not None and now >= begin + self.lasts):
+            return False
+        if self.model and self.model != ask.model.id:
             return False
         parts = (ask.system, *ask.texts, ask.user_id or "", ask.model.id)
-        return not self.contains or any(self.contains in part for part in parts)
+        if self.contains and not any(self.contains in part for part in parts):
+            return False
+        self.met += 1
+        return self.nth in (0, self.met)
 
     def fire(self) -> Fault:
         self.fired += 1
@@ -99,7 +156,14 @@ class Fault:
 
     def error(self) -> ApiError:
         kind = self.error_type or ERROR_TYPES.get(self.status, "api_error")
-        return ApiError(self.status, kind, self.message, retry_after=self.retry_after, code=self.error_code)
+        return ApiError(
+            self.status,
+            kind,
+            self.message,
+            retry_after=self.retry_after,
+            code=self.error_code,
+            page=self.body,
+        )
 
     def bend(self, reply: Reply) -> Reply:
         """The reply that is billed and sent instead."""
@@ -109,20 +173,55 @@ class Fault:
                 return Reply(text, "end_turn", tokens(len(text)))
             case FaultKind.TRUNCATED:
                 return limited(reply.text, max(1, reply.output_tokens // 2))
+            case FaultKind.CONTEXT_EXCEEDED:
+                cut = limited(reply.text, max(1, reply.output_tokens // 2))
+                return Reply(cut.text, "model_context_window_exceeded", cut.output_tokens)
             case FaultKind.REFUSAL:
                 details = {"type": "refusal", "category": "general_harms", "explanation": self.message}
                 return Reply("", "refusal", 1, details)
+            case FaultKind.UNKNOWN:
+                return Reply(reply.text, "a_later_stop_reason", reply.output_tokens)
             case _:
                 return reply
 
+    def decorate(self, body: Json) -> Json:
+        """The message that is sent instead, with the same text."""
+        if self.kind is FaultKind.THINKING_FIRST:
+            thought = {"type": "thinking", "thinking": "{ What is this about? }", "signature": "bG9jYWw="}
+            body["content"].insert(0, thought)
+        if self.kind is FaultKind.UNKNOWN:
+            body["content"].insert(0, {"type": "a_later_block", "text": 7, "parts": [None]})
+            body["a_later_field"] = body["usage"]["a_later_field"] = {"nested": [1, 2]}
+            body["usage"]["service_tier"] = "a_later_tier"
+        return body
+
     def shown(self) -> Json:
-        rule = asdict(self)
-        return {"match": {"contains": rule.pop("contains")} if self.contains else {}, **rule}
+        """As a rule of `PUT /_faults` that has the same effect, with how often it has fired."""
+        hidden = ("contains", "model", "nth", "lasts", "met", "set_at")
+        match = {name: value for name in _MATCH_TYPES if (value := getattr(self, name))}
+        told = {at.name: getattr(self, at.name) for at in fields(self) if at.name not in hidden}
+        return {"match": match, **told, "for": self.lasts}
 
 
-def draw_fault(rules: Sequence[Fault], ask: Ask, chance: random.Random) -> Fault | None:
+def _match(match: Json) -> Json:
+    if match.keys() - _MATCH_TYPES.keys() or not all(
+        isinstance(value, _MATCH_TYPES[name]) for name, value in match.items()
+    ):
+        raise invalid('match is {} or {"contains": "text", "model": "id", "nth": 3}, each of them optional')
+    return match
+
+
+def draw_fault(rules: Sequence[Fault], ask: Ask, chance: random.Random, now: float) -> Fault | None:
     """The first rule that matches and whose dice fall, counted as fired."""
     for rule in rules:
-        if rule.applies(ask) and chance.random() < rule.probability:
+        if rule.applies(ask, now) and chance.random() < rule.probability:
             return rule.fire()
     return None
+
+
+async def write_slowly(response: web.StreamResponse, body: bytes, seconds: float) -> None:
+    """The body in pieces over that time."""
+    size = max(1, -(-len(body) // _BODY_PIECES))
+    for start in range(0, len(body), size):
+        await asyncio.sleep(seconds / _BODY_PIECES)
+        await response.write(body[start : start + size])

@@ -17,6 +17,7 @@ from docsum.local.model_api import (
     invalid,
     tokens,
 )
+from docsum.local.model_documents import PdfBlock, read_pdf
 
 _FIELDS = frozenset(
     {"model", "max_tokens", "messages", "system", "metadata", "output_config", "thinking", "service_tier"}
@@ -70,8 +71,10 @@ def parse_ask(body: Json, version: str, *, counting: bool = False) -> Ask:
     model = known_model(body.get("model"))
     limit = 0 if counting else output_limit(body.get("max_tokens"), model)
     system = text_of(body["system"], "system", version) if body.get("system") else ""
-    texts = message_texts(body.get("messages"), version)
-    size = tokens(len(system) + sum(map(len, texts)))
+    texts, blocks = message_texts(body.get("messages"), version, model)
+    # A PDF is counted by its pages: what is read of it here is only what the local model can read.
+    read = sum(len(block.text) for block in blocks)
+    size = tokens(len(system) + sum(map(len, texts)) - read) + sum(block.tokens for block in blocks)
     check_length(model, size, limit)
     return Ask(
         model=model,
@@ -145,8 +148,8 @@ def output_limit(limit: Json, model: Model) -> int:
     return limit
 
 
-def message_texts(messages: Json, version: str) -> tuple[str, ...]:
-    """The text of each message; the last one is the user's."""
+def message_texts(messages: Json, version: str, model: Model) -> tuple[tuple[str, ...], tuple[PdfBlock, ...]]:
+    """The text of each message, the last one being the user's, and the PDFs that are part of them."""
     if messages is None:
         raise invalid("messages: Field required")
     if not isinstance(messages, list) or not messages:
@@ -160,21 +163,36 @@ def message_texts(messages: Json, version: str) -> tuple[str, ...]:
         raise invalid(
             "messages: no assistant prefill on this model; the conversation must end with a user message"
         )
-    return tuple(
-        text_of(message.get("content"), f"messages.{i}.content", version)
+    blocks: list[PdfBlock] = []
+    texts = tuple(
+        text_of(message.get("content"), f"messages.{i}.content", version, model, blocks)
         for i, message in enumerate(messages)
     )
+    return texts, tuple(blocks)
 
 
-def text_of(content: Json, at: str, version: str) -> str:
-    """The text of a string or of a list of text blocks."""
+def text_of(
+    content: Json,
+    at: str,
+    version: str,
+    model: Model | None = None,
+    blocks: list[PdfBlock] | None = None,
+) -> str:
+    """The text of a string or of a list of blocks; PDFs, allowed where `blocks` is given, are added to it."""
     if isinstance(content, str):
         if not content.strip():
             raise invalid(f"{at}: text content must be non-empty")
         return content
     if not isinstance(content, list) or not content:
         raise invalid(f"{at}: Input should be a string or a non-empty list of content blocks")
-    return "\n".join(block_text(block, f"{at}.{i}", version) for i, block in enumerate(content))
+    texts = []
+    for i, block in enumerate(content):
+        if isinstance(block, dict) and block.get("type") == "document" and model and blocks is not None:
+            blocks.append(read_pdf(block, f"{at}.{i}", model))
+            texts.append(blocks[-1].text)
+        else:
+            texts.append(block_text(block, f"{at}.{i}", version))
+    return "\n".join(texts)
 
 
 def block_text(block: Json, at: str, version: str) -> str:

@@ -35,7 +35,7 @@ from docsum.local.extractive import ExtractiveModel
 from docsum.local.loopback import HOST
 from docsum.local.model_api import MODELS, ApiError, Json, compact, invalid
 from docsum.local.model_billing import Ledger, Outcome
-from docsum.local.model_faults import Fault, FaultKind, draw_fault
+from docsum.local.model_faults import Fault, FaultKind, draw_fault, write_slowly
 from docsum.local.model_latency import Latency
 from docsum.local.model_limits import RateLimits
 from docsum.local.model_replies import Reply, answer, message_body
@@ -58,6 +58,7 @@ class Options:
     output_tokens_per_minute: int | None = None
     seed: int = 0
     fast: bool = False
+    faults: Sequence[Json] = ()
 
 
 Handler = Callable[[web.BaseRequest, str], Awaitable[web.StreamResponse]]
@@ -80,7 +81,7 @@ class ModelServer:
             options.output_tokens_per_minute,
             self._loop.time(),
         )
-        self._faults: list[Fault] = []
+        self._faults = [Fault.parse(rule, self._loop.time()) for rule in options.faults]
         self._fault_chance = random.Random(options.seed)  # noqa: S311 - repeatable, no secret
         self._latency_chance = random.Random(options.seed)  # noqa: S311 - repeatable, no secret
         # Request ids are keys of the client's ledger, so they never repeat over restarts, whatever the seed.
@@ -123,7 +124,10 @@ class ModelServer:
         raise ApiError(404, "not_found_error", f"{method} {path} does not exist here")
 
     def _error(self, error: ApiError, request_id: str) -> web.Response:
-        response = self._json(error.body(request_id), request_id, status=error.status)
+        if error.page is not None:  # the API itself has not seen the request
+            response = web.Response(text=error.page, content_type="text/html", status=error.status)
+        else:
+            response = self._json(error.body(request_id), request_id, status=error.status)
         if error.retry_after is not None:
             response.headers["retry-after"] = f"{error.retry_after:g}"
         return response
@@ -138,7 +142,7 @@ class ModelServer:
 
     async def _messages(self, request: web.BaseRequest, request_id: str) -> web.StreamResponse:
         ask = parse_ask(await read_json(request), check_headers(request.headers))
-        fault = draw_fault(self._faults, ask, self._fault_chance)
+        fault = draw_fault(self._faults, ask, self._fault_chance, self._loop.time())
         kind = fault.kind if fault else None
         if fault and kind is FaultKind.ERROR:
             raise fault.error()
@@ -151,15 +155,15 @@ class ModelServer:
         reply = fault.bend(reply) if fault else reply
         self._limits.charge(reply.output_tokens, self._loop.time())
         receipt = self._ledger.accept(ask, reply, request_id)
+        body = message_body(ask, reply, request_id)
+        response = self._json(fault.decorate(body) if fault else body, request_id)
         try:
             if delay := self._options.latency.draw(self._latency_chance):
                 await asyncio.sleep(delay)
             if kind is FaultKind.RESET_AFTER_ACCEPT:
                 self._ledger.settle(receipt, Outcome.LOST)
                 return reset(request)
-            response = self._json(message_body(ask, reply, request_id), request_id)
-            await response.prepare(request)
-            await response.write_eof()
+            sent = await send(request, response, fault)
         except asyncio.CancelledError:
             self._ledger.settle(receipt, Outcome.LOST)
             raise
@@ -167,7 +171,7 @@ class ModelServer:
             self._ledger.settle(receipt, Outcome.LOST)
             return response
         self._ledger.settle(receipt, Outcome.SERVED)
-        return response
+        return sent
 
     async def _answer(self, ask: Ask) -> Reply:
         work = partial(answer, self._model, ask, fast=self._options.fast)
@@ -194,7 +198,7 @@ class ModelServer:
 
     async def _show_billing(self, request: web.BaseRequest, request_id: str) -> web.StreamResponse:
         if not request.query.get("entries"):
-            return self._json(self._ledger.totals(), request_id)
+            return self._totals(request_id)
         response = web.StreamResponse(headers={"content-type": "application/x-ndjson"})
         await response.prepare(request)
         for piece in self._ledger.entries():
@@ -204,7 +208,12 @@ class ModelServer:
 
     async def _reset_billing(self, _request: web.BaseRequest, request_id: str) -> web.Response:
         self._ledger.reset()
-        return self._json(self._ledger.totals(), request_id)
+        self._limits.rejected = 0
+        return self._totals(request_id)
+
+    def _totals(self, request_id: str) -> web.Response:
+        totals = {**self._ledger.totals(), "rejected": self._limits.rejected}
+        return self._json(totals, request_id)
 
     async def _show_fingerprints(self, _request: web.BaseRequest, request_id: str) -> web.Response:
         return self._json(await asyncio.to_thread(self._ledger.fingerprints()), request_id)
@@ -216,7 +225,7 @@ class ModelServer:
         rules = await read_json(request)
         if not isinstance(rules, list):
             raise invalid("PUT /_faults takes a list of rules")
-        self._faults = [Fault.parse(rule) for rule in rules]
+        self._faults = [Fault.parse(rule, self._loop.time()) for rule in rules]
         return await self._show_faults(request, request_id)
 
     async def _delete_faults(self, request: web.BaseRequest, request_id: str) -> web.Response:
@@ -229,6 +238,23 @@ async def read_json(request: web.BaseRequest) -> Json:
         return json.loads(await request.read())
     except (ValueError, RecursionError) as error:
         raise invalid(f"The request body is not valid JSON: {error}") from error
+
+
+async def send(request: web.BaseRequest, response: web.Response, fault: Fault | None) -> web.StreamResponse:
+    """The whole reply, as slowly as the fault wants it."""
+    if fault and fault.kind is FaultKind.SLOW_HEADERS:
+        await asyncio.sleep(fault.seconds)
+    if fault and fault.kind is FaultKind.SLOW_BODY:
+        body = response.body
+        assert isinstance(body, bytes)
+        slow = web.StreamResponse(status=response.status, headers=response.headers)
+        await slow.prepare(request)
+        await write_slowly(slow, body, fault.seconds)
+        await slow.write_eof()
+        return slow
+    await response.prepare(request)
+    await response.write_eof()
+    return response
 
 
 def reset(request: web.BaseRequest) -> web.Response:
@@ -283,24 +309,38 @@ async def run(options: Options) -> None:
         await stop.wait()
 
 
+_EPILOG = """\
+endpoints beside the API:
+  GET    /health                  200 when ready
+  GET    /_billing                totals: accepted, served, lost, in flight, tokens; rejected by the limits
+  GET    /_billing?entries=1      every billed request as NDJSON
+  GET    /_billing/fingerprints   requests that were paid for more than once
+  DELETE /_billing                forget them
+  GET, PUT, DELETE /_faults       show, replace or clear the fault rules
+
+a fault rule, the first that matches a request counts; every field is optional:
+  {"match": {"contains": "Q3", "model": "claude-haiku-5-5", "nth": 3}, "kind": "error", "status": 429,
+   "retry_after": 2, "error_type": "rate_limit_error", "error_code": "ramp_limit_exceeded", "message": "...",
+   "probability": 0.05, "times": 3, "after": 10, "for": 20}
+  nth         of the requests that match otherwise, from 1
+  after, for  seconds since the rule was set: an outage that begins and ends by itself
+  kind        not billed: error, reset, hang
+              billed: reset_after_accept, slow_headers, slow_body (both take "seconds"), invalid_json,
+              truncated, context_exceeded, refusal, thinking_first, unknown
+              errors with a name: credit_too_low, usage_limit, ramp_limit, enforced_spend_limit,
+              contract_spend_limit, too_large, bad_gateway
+  body        HTML that is sent in place of the error object
+
+limits are kept from the first request on: of 600 a minute ten may come at once, then ten every second.
+"""
+
+
 def parse_arguments(argv: Sequence[str] | None) -> Options:
     parser = argparse.ArgumentParser(
         prog="docsum model-server",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="""\
-endpoints beside the API:
-  GET    /health                  200 when ready
-  GET    /_billing                totals: accepted, served, lost, in flight, tokens
-  GET    /_billing?entries=1      every billed request as NDJSON
-  GET    /_billing/fingerprints   requests that were paid for more than once
-  DELETE /_billing                forget them
-  PUT    /_faults                 a list of rules, the first that matches counts, for example
-           [{"match": {"contains": "Q3"}, "kind": "error", "status": 429, "retry_after": 2, "times": 3}]
-           not billed: kind error, reset, hang; billed: reset_after_accept, invalid_json, truncated, refusal
-           also: error_type, error_code, message, probability
-  GET, DELETE /_faults            show or clear the rules
-""",
+        epilog=_EPILOG,
     )
     count = whole_number
     parser.add_argument("--port", type=int, default=0, help="on 127.0.0.1; 0 takes a free one and prints it")
@@ -313,8 +353,19 @@ endpoints beside the API:
     parser.add_argument("--input-tokens-per-minute", type=count, metavar="N", help="default: no limit")
     parser.add_argument("--output-tokens-per-minute", type=count, metavar="N", help="default: no limit")
     parser.add_argument("--seed", type=int, default=0, help="of latencies and fault probabilities; default 0")
+    parser.add_argument("--faults", type=fault_file, default=[], metavar="FILE", help="a JSON list of rules")
+    parser.add_argument(
+        "--fault",
+        type=fault_rule,
+        action="append",
+        default=[],
+        metavar="RULE",
+        help="a rule; may be repeated",
+    )
     parser.add_argument("--fast", action="store_true", help="first sentences instead of LexRank, for benches")
-    return Options(**vars(parser.parse_args(argv)))
+    given = vars(parser.parse_args(argv))
+    given["faults"] = [*given["faults"], *given.pop("fault")]
+    return Options(**given)
 
 
 def latency(text: str) -> Latency:
@@ -322,6 +373,25 @@ def latency(text: str) -> Latency:
         return Latency.parse(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is no latency: {error}") from error
+
+
+def fault_rule(text: str) -> Json:
+    try:
+        rule = json.loads(text)
+        Fault.parse(rule)
+    except (ValueError, ApiError) as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no fault rule: {error}") from error
+    return rule
+
+
+def fault_file(name: str) -> list[Json]:
+    try:
+        rules = json.loads(Path(name).read_text())
+        for rule in rules:
+            Fault.parse(rule)
+    except (OSError, ValueError, TypeError, ApiError) as error:
+        raise argparse.ArgumentTypeError(f"{name} holds no list of fault rules: {error}") from error
+    return list(rules)
 
 
 def whole_number(text: str) -> int:

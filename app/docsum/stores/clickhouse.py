@@ -6,7 +6,9 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from types import TracebackType
 from typing import Any, Self, TypeVar
 from uuid import UUID, uuid4
@@ -20,22 +22,35 @@ from clickhouse_connect.driver.transform import NativeTransform
 
 from docsum.errors import RowRefused, StoreMisconfigured
 from docsum.models import (
+    EPOCH,
     Answer,
+    AuditRow,
+    Control,
+    Coordinates,
+    CostBy,
+    Costs,
+    DeadLetterFilter,
+    DeadLetterGroup,
+    DeadLetterRow,
     Known,
     Rows,
     Run,
     RunDocumentRow,
     RunProgress,
     SummaryRow,
+    Traces,
     WorkerStatus,
 )
 from docsum.settings import ClickHouse
-from docsum.stores import migrate
+from docsum.stores import costs, dead_letters, migrate, purge
 from docsum.stores.connection import CUT_BODY, code_of, connect, translated
+from docsum.stores.controls import Controls
 from docsum.stores.group_commit import GroupCommit
 from docsum.stores.lookups import Lookup
 from docsum.stores.tables import (
     ANSWERS,
+    AUDIT,
+    CONTROLS,
     RUN_DOCUMENT_COLUMNS,
     RUNS,
     SUMMARY_COLUMNS,
@@ -58,6 +73,7 @@ R = TypeVar("R")
 _RUN_AGE = 2.0  # seconds that a run is believed without asking again
 _PAGE = 5_000  # documents of a run that are read at once
 _DEADLINE = 60.0  # seconds for one statement, whatever the socket does
+_MUTATION = timedelta(minutes=15)  # to write the parts of a table anew that hold the rows in question
 _CLOSE = timedelta(seconds=10)  # for what was handed over and not drained
 
 
@@ -97,6 +113,7 @@ _DOCUMENT_RUNS = _select(
     "FROM run_documents WHERE document_id = {document_id:String} ORDER BY written_at DESC, run_id",
 )
 _WORKER_LIST = _select(WORKERS.columns, "FROM workers ORDER BY worker")
+_AUDITS = _select(AUDIT.columns, "FROM audit ORDER BY at DESC LIMIT {limit:UInt32}")
 _TYPES = """SELECT name, type FROM system.columns
 WHERE database = currentDatabase() AND table = {table:String}"""
 
@@ -112,6 +129,7 @@ class ClickHouseStore:
         self._answers: Lookup[Sequence[Answer]] = Lookup(self._ask_answers, ())
         self._runs: Lookup[Run | None] = Lookup(self._ask_runs, None)
         self._recent_runs: dict[UUID, tuple[float, Run | None]] = {}
+        self._controls = Controls(self._query)
         self._types: dict[str, Sequence[ClickHouseType]] = {}
 
     async def __aenter__(self) -> Self:
@@ -170,8 +188,34 @@ class ClickHouseStore:
         await self._insert_rows(RUNS, (run,), uuid4().hex)
         self._recent_runs.pop(run.id, None)
 
+    async def save_control(self, control: Control) -> None:
+        await self._insert_rows(CONTROLS, (control,), uuid4().hex)
+        self._controls.forget()
+
+    async def cancel_rest(self, run_id: UUID, reason: str, at: datetime) -> None:
+        await self._controls.cancel_rest(run_id, reason, at)
+
+    async def audit(self, row: AuditRow) -> None:
+        await self._insert_rows(AUDIT, (row,), uuid4().hex)
+
     async def beat(self, status: WorkerStatus) -> None:
         await self._insert_rows(WORKERS, (status,), uuid4().hex)
+
+    async def purge(self, document_id: str, version: int) -> None:
+        """Needs the grants ALTER UPDATE and ALTER DELETE, which no worker needs."""
+        cluster = migrate.on_cluster(self._settings.cluster)
+        await purge.purge(self._query, self._mutate, cluster, utf8(document_id), version)
+
+    async def _mutate(self, sql: str, parameters: Mapping[str, object]) -> None:
+        """To its end on every replica. By a client of its own: the server is silent meanwhile."""
+        client = await connect(self._settings, database=self._settings.database, patience=_MUTATION)
+        to_the_end = {"mutations_sync": 2, "max_execution_time": 0}
+        try:
+            with translated():
+                async with asyncio.timeout(_MUTATION.total_seconds()):
+                    await client.command(sql, parameters=dict(parameters), settings=to_the_end)
+        finally:
+            await client.close()
 
     async def _insert(self, rows: Rows, token: str) -> None:
         for table, part in in_order(rows):
@@ -225,10 +269,20 @@ class ClickHouseStore:
             run = await self._runs(str(run_id))
             if run is not None:
                 self._recent_runs[run_id] = (time.monotonic() + _RUN_AGE, run)
-        return run
+        return None if run is None else replace(run, control=await self._controls.of(run_id))
 
     async def runs(self, limit: int = 50) -> Sequence[Run]:
-        return [run_of(values) for values in await self._query(_RUN_LIST, limit=limit)]
+        found = [run_of(values) for values in await self._query(_RUN_LIST, limit=limit)]
+        return [replace(run, control=await self._controls.of(run.id)) for run in found]
+
+    async def control(self, target: UUID) -> Control:
+        return await self._controls.of(target) or Control(target)
+
+    async def controls(self) -> Sequence[Control]:
+        return await self._controls.all()
+
+    async def spent(self, run_id: UUID | None, since: datetime = EPOCH) -> Decimal:
+        return await self._controls.spent(run_id, since)
 
     async def progress(self, run_id: UUID) -> RunProgress:
         for values in await self._query(_PROGRESS, run_id=run_id):
@@ -259,6 +313,29 @@ class ClickHouseStore:
 
     async def workers(self) -> Sequence[WorkerStatus]:
         return [worker_of(values) for values in await self._query(_WORKER_LIST)]
+
+    async def dead_letter_groups(self, meant: DeadLetterFilter) -> Sequence[DeadLetterGroup]:
+        return await dead_letters.groups(self._query, meant)
+
+    async def newest_dead_letters(self, meant: DeadLetterFilter, limit: int) -> Sequence[DeadLetterRow]:
+        return await dead_letters.newest(self._query, meant, limit)
+
+    async def dead_letters(
+        self, meant: DeadLetterFilter, after: Coordinates | None, limit: int
+    ) -> Sequence[DeadLetterRow]:
+        return await dead_letters.page(self._query, meant, after, limit)
+
+    async def audits(self, limit: int = 50) -> Sequence[AuditRow]:
+        return [AuditRow(*values) for values in await self._query(_AUDITS, limit=limit)]
+
+    async def costs(self, by: CostBy, since: datetime | None = None, run_id: UUID | None = None) -> Costs:
+        return await costs.costs(self._query, by, since, run_id)
+
+    async def paid_for(self, document_id: str, run_id: UUID | None = None) -> Decimal:
+        return await costs.paid_for(self._query, utf8(document_id), run_id)
+
+    async def traces(self, document_id: str) -> Traces:
+        return await purge.traces(self._query, utf8(document_id))
 
     async def _ask_known(self, keys: Sequence[str]) -> Mapping[str, Known]:
         return {values[0]: known_of(values[1:]) for values in await self._query(_KNOWN, keys=keys)}

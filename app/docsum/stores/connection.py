@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from urllib.parse import urlsplit
 
 from clickhouse_connect import get_async_client
-from clickhouse_connect.driver import options
+from clickhouse_connect.driver import exceptions, options
 from clickhouse_connect.driver.asyncclient import AsyncClient
-from clickhouse_connect.driver.exceptions import DataError
 
 from docsum.errors import (
     ConfigurationError,
@@ -23,15 +23,39 @@ from docsum.errors import (
     StoreUnavailable,
 )
 from docsum.settings import ClickHouse
+from docsum.stores.tables import Values
+
+#: A query with its parameters by name -> its rows.
+Ask = Callable[..., Awaitable[Sequence[Values]]]
 
 CUT_BODY = 33  # cannot read all data
 #: What the client imports when it is installed, and we never ask for: 100 MB and a second a process.
 _UNWANTED = ("np", "pd", "pd_time_test", "arrow", "pl")
 #: The rows are wrong, whoever sends them: cannot parse, type mismatch, value out of range.
 #: 33 is also what a connection lost in the middle of an insert looks like: it counts when it repeats.
-_ROW_CODES = frozenset({6, 26, 27, CUT_BODY, 38, 41, 53, 69, 70, 131, 349, 407})
+ROW_CODES = frozenset({6, 26, 27, CUT_BODY, 38, 41, 53, 69, 70, 131, 349, 407})
 #: The deployment is wrong: no such table, column, database, setting or user, or not allowed.
-_DEPLOYMENT_CODES = frozenset({16, 47, 60, 62, 81, 115, 164, 192, 193, 497, 516})
+DEPLOYMENT_CODES = frozenset({16, 47, 60, 62, 81, 115, 164, 192, 193, 497, 516})
+#: Errors without a server's code, by class or ancestor; what is not here counts as unavailable.
+ERRORS: dict[type[Exception], type[StoreError | StoreMisconfigured]] = {
+    exceptions.ClickHouseError: StoreUnavailable,
+    exceptions.Warning: StoreUnavailable,
+    exceptions.Error: StoreUnavailable,
+    exceptions.DatabaseError: StoreUnavailable,  # an HTTP status without a code: something in between
+    exceptions.OperationalError: StoreUnavailable,
+    exceptions.InternalError: StoreUnavailable,
+    exceptions.StreamClosedError: StoreUnavailable,
+    exceptions.StreamCompleteException: StoreUnavailable,
+    exceptions.StreamFailureError: StoreUnavailable,
+    exceptions.DataError: RowRefused,
+    exceptions.IntegrityError: RowRefused,
+    UnicodeEncodeError: RowRefused,
+    # The client itself says no: a setting that the server does not have, or a fault of ours.
+    exceptions.InterfaceError: StoreMisconfigured,
+    exceptions.NotSupportedError: StoreMisconfigured,
+    exceptions.ProgrammingError: StoreMisconfigured,
+    TimeoutError: StoreUnavailable,
+}
 _SENTENCE = re.compile(r"DB::Exception: (.*)", re.DOTALL)
 _NAME = re.compile(r"\s*\(([A-Z][A-Z0-9_]+)\)\s*$")
 
@@ -73,8 +97,13 @@ def parse_url(url: str) -> Address:
     return Address(parts.hostname, port or (8443 if secure else 8123), secure, parts.path.strip("/"))
 
 
-async def connect(settings: ClickHouse, *, database: str | None) -> AsyncClient:
-    """A client on this event loop; `database` None for one that may not exist yet. Raises StoreError."""
+async def connect(
+    settings: ClickHouse, *, database: str | None, patience: timedelta = timedelta(seconds=30)
+) -> AsyncClient:
+    """A client on this event loop; `database` None for one that may not exist yet. Raises StoreError.
+
+    `patience` is the longest silence of the server.
+    """
     address = parse_url(settings.url)
     for library in _UNWANTED:
         setattr(options, library, None)
@@ -93,7 +122,7 @@ async def connect(settings: ClickHouse, *, database: str | None) -> AsyncClient:
             connector_limit=32,
             connector_limit_per_host=32,
             connect_timeout=5,
-            send_receive_timeout=30,
+            send_receive_timeout=patience.total_seconds(),
             autogenerate_session_id=False,
             tz_mode="aware",
             # A server gathers the small inserts of many workers; the embedded engine ignores it.
@@ -116,16 +145,19 @@ def translate(error: Exception) -> StoreError | StoreMisconfigured:
     """By code, since the library's classes say little; what is unknown counts as unavailable."""
     code = getattr(error, "code", None)
     if not isinstance(code, int):
-        if isinstance(error, DataError | UnicodeEncodeError):
+        kind = next((ERRORS[ancestor] for ancestor in type(error).__mro__ if ancestor in ERRORS), None)
+        if kind is RowRefused:
             return RowRefused(f"The row cannot be written: {type(error).__name__}.")
+        if kind is StoreMisconfigured:
+            return StoreMisconfigured(f"ClickHouse cannot be asked: {_first_line(str(error))}.")
         if isinstance(error, TimeoutError):
             return StoreUnavailable("ClickHouse did not answer in time.")
         return StoreUnavailable(f"ClickHouse cannot be reached: {_first_line(str(error))}.")
     name = getattr(error, "name", None) or "error"
-    if code in _ROW_CODES:  # the server's sentence may quote the row: it stays out
+    if code in ROW_CODES:  # the server's sentence may quote the row: it stays out
         return RowRefused(f"ClickHouse refuses the row: {code} {name}.")
     said = f"{code} {name}: {_said(str(error))}."
-    if code in _DEPLOYMENT_CODES:
+    if code in DEPLOYMENT_CODES:
         return StoreMisconfigured(f"ClickHouse answers {said}")
     return StoreUnavailable(f"ClickHouse answers {said}")
 

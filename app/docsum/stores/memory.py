@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from uuid import UUID
 
 from docsum.models import (
+    EPOCH,
+    RESOLVED,
     Answer,
+    AuditRow,
+    Control,
     Coordinates,
+    CostBy,
+    CostLine,
+    Costs,
+    DeadLetterFilter,
+    DeadLetterGroup,
     DeadLetterRow,
     FailureRow,
     Known,
@@ -21,6 +31,8 @@ from docsum.models import (
     RunState,
     State,
     SummaryRow,
+    Traces,
+    Usage,
     WorkerStatus,
 )
 
@@ -38,10 +50,14 @@ class MemoryStore:
         self._now = now
         self._answers: dict[tuple[str, str], Answer] = {}
         self._summaries: dict[str, SummaryRow] = {}
+        self._versions: defaultdict[str, list[SummaryRow]] = defaultdict(list)  # all of them, as written
         self._run_documents: dict[tuple[UUID, str], RunDocumentRow] = {}
         self._runs: dict[UUID, Run] = {}
+        self._controls: dict[UUID, Control] = {}
         self._workers: dict[str, WorkerStatus] = {}
-        self.dead_letters: dict[Coordinates, DeadLetterRow] = {}
+        self.dead_letter_rows: dict[Coordinates, DeadLetterRow] = {}
+        self._audit: list[AuditRow] = []
+        self.unavailable_since: datetime | None = None
         self.failures: list[FailureRow] = []
 
     async def known(self, document_id: str) -> Known | None:
@@ -63,6 +79,7 @@ class MemoryStore:
         for answer in rows.answers:
             self.keep(answer)
         for summary in rows.summaries:
+            self._versions[summary.document_id].append(summary)
             stored = self._summaries.get(summary.document_id)
             if stored is None or summary.version >= stored.version:
                 self._summaries[summary.document_id] = summary
@@ -71,9 +88,9 @@ class MemoryStore:
             if key not in self._run_documents or document.version >= self._run_documents[key].version:
                 self._run_documents[key] = document
         for letter in rows.dead_letters:
-            entry = self.dead_letters.get(letter.origin)
+            entry = self.dead_letter_rows.get(letter.origin)
             if entry is None or letter.version >= entry.version:
-                self.dead_letters[letter.origin] = letter
+                self.dead_letter_rows[letter.origin] = letter
         self.failures.extend(rows.failures)
 
     def keep(self, answer: Answer) -> None:
@@ -120,6 +137,125 @@ class MemoryStore:
         found = [row for (_, document), row in self._run_documents.items() if document == document_id]
         return sorted(found, key=lambda row: row.written_at, reverse=True)
 
+    async def costs(self, by: CostBy, since: datetime | None = None, run_id: UUID | None = None) -> Costs:
+        groups: defaultdict[str, list[Answer]] = defaultdict(list)
+        counted = [
+            answer
+            for answer in self._answers.values()
+            if (since is None or answer.answered_at >= since) and (run_id is None or answer.run_id == run_id)
+        ]
+        for answer in counted:
+            groups[_key(answer, by)].append(answer)
+        lines = sorted((_line(key, answers) for key, answers in groups.items()), key=lambda line: line.key)
+        if by is not CostBy.DAY:
+            lines.sort(key=lambda line: line.cost, reverse=True)
+        prices = [
+            min((a.cost for a in await self.answers(row.summary.fingerprint) if a.usable), default=None)
+            for row in self._summaries.values()
+            if row.summary and row.summary.reused and row.state is State.DONE
+            if (since is None or row.written_at >= since) and (run_id is None or row.run_id == run_id)
+        ]
+        saved = [price for price in prices if price is not None]
+        return Costs(tuple(lines), _line("", counted), len(saved), sum(saved, Decimal(0)))
+
+    async def traces(self, document_id: str) -> Traces:
+        texts, shared = self._texts(document_id)
+        messages: list[RunDocumentRow | DeadLetterRow | FailureRow] = [
+            *self._run_documents.values(),
+            *self.dead_letter_rows.values(),
+            *self.failures,
+        ]
+        return Traces(
+            summaries=len({row.version for row in self._versions[document_id] if row.summary}),
+            answers=len(texts),
+            shared=len(shared),
+            messages=sum(row.document_id == document_id and bool(row.message) for row in messages),
+        )
+
+    async def purge(self, document_id: str, version: int) -> None:
+        for answer in self._texts(document_id)[0]:
+            self.keep(replace(answer, raw="", detail=""))
+        self._versions[document_id] = [row for row in self._versions[document_id] if row.version >= version]
+        for key, row in self._run_documents.items():
+            if row.document_id == document_id:
+                self._run_documents[key] = replace(row, message="")
+        for at, letter in self.dead_letter_rows.items():
+            if letter.document_id == document_id:
+                self.dead_letter_rows[at] = replace(letter, message="")
+        self.failures = [
+            replace(failure, message="") if failure.document_id == document_id else failure
+            for failure in self.failures
+        ]
+
+    def _texts(self, document_id: str) -> tuple[list[Answer], list[Answer]]:
+        """The answers with text that only this document stands on, and those that others stand on too."""
+        used = {row.summary.fingerprint for row in self._versions[document_id] if row.summary}
+        elsewhere = {
+            row.summary.fingerprint
+            for row in self._summaries.values()
+            if row.summary and row.document_id != document_id
+        }
+        texts = [
+            answer
+            for answer in self._answers.values()
+            if (answer.raw or answer.detail)
+            and (answer.document_id == document_id or answer.fingerprint in used)
+        ]
+        shared = [answer for answer in texts if answer.fingerprint in elsewhere]
+        return [answer for answer in texts if answer.fingerprint not in elsewhere], shared
+
+    async def dead_letter_groups(self, meant: DeadLetterFilter) -> Sequence[DeadLetterGroup]:
+        groups: defaultdict[tuple[str, str], list[DeadLetterRow]] = defaultdict(list)
+        for row in self._meant(meant):
+            groups[row.reason, row.state].append(row)
+        found = [
+            DeadLetterGroup(
+                reason,
+                state,
+                len(rows),
+                len({row.document_id for row in rows}),
+                min(row.failed_at for row in rows),
+                max(row.failed_at for row in rows),
+                max(rows, key=lambda row: row.failed_at).message,
+            )
+            for (reason, state), rows in groups.items()
+        ]
+        return sorted(found, key=lambda group: (group.count, group.newest), reverse=True)
+
+    async def newest_dead_letters(self, meant: DeadLetterFilter, limit: int) -> Sequence[DeadLetterRow]:
+        rows = sorted(self._meant(meant), key=lambda row: row.origin)
+        return sorted(rows, key=lambda row: row.failed_at, reverse=True)[:limit]
+
+    async def dead_letters(
+        self, meant: DeadLetterFilter, after: Coordinates | None, limit: int
+    ) -> Sequence[DeadLetterRow]:
+        rows = sorted(self._meant(meant), key=lambda row: row.dead_letter)
+        return [row for row in rows if after is None or row.dead_letter > after][:limit]
+
+    def _meant(self, meant: DeadLetterFilter) -> list[DeadLetterRow]:
+        rows = [self._seen(row) for row in self.dead_letter_rows.values()]
+        return [
+            row
+            for row in rows
+            if (not meant.states or row.state in meant.states)
+            and (not meant.reasons or row.reason in meant.reasons)
+            and (not meant.documents or row.document_id in meant.documents)
+            and meant.run_id in (None, row.run_id)
+            and (meant.since is None or row.failed_at >= meant.since)
+            and (meant.until is None or row.failed_at < meant.until)
+        ]
+
+    def _seen(self, row: DeadLetterRow) -> DeadLetterRow:
+        stored = self._summaries.get(row.document_id)
+        resolved = stored is not None and stored.version >= row.document_version
+        return replace(row, state=RESOLVED) if resolved and row.state in ("open", "replayed") else row
+
+    async def audit(self, row: AuditRow) -> None:
+        self._audit.append(row)
+
+    async def audits(self, limit: int = 50) -> Sequence[AuditRow]:
+        return sorted(self._audit, key=lambda row: row.at, reverse=True)[:limit]
+
     async def beat(self, status: WorkerStatus) -> None:
         stored = self._workers.get(status.worker)
         if stored is None or status.beat_at >= stored.beat_at:
@@ -128,8 +264,71 @@ class MemoryStore:
     async def workers(self) -> Sequence[WorkerStatus]:
         return [self._workers[name] for name in sorted(self._workers)]
 
+    async def control(self, target: UUID) -> Control:
+        return self._controls.get(target) or Control(target)
+
+    async def controls(self) -> Sequence[Control]:
+        return list(self._controls.values())
+
+    async def save_control(self, control: Control) -> None:
+        if control.changed_at >= (await self.control(control.target)).changed_at:
+            self._controls[control.target] = control
+
+    async def spent(self, run_id: UUID | None, since: datetime = EPOCH) -> Decimal:
+        costs = (
+            answer.cost
+            for answer in self._answers.values()
+            if answer.answered_at >= since and run_id in (None, answer.run_id)
+        )
+        return sum(costs, Decimal(0))
+
+    async def paid_for(self, document_id: str, run_id: UUID | None = None) -> Decimal:
+        costs = (
+            answer.cost
+            for answer in self._answers.values()
+            if answer.document_id == document_id and run_id in (None, answer.run_id)
+        )
+        return sum(costs, Decimal(0))
+
+    async def cancel_rest(self, run_id: UUID, reason: str, at: datetime) -> None:
+        for (run, _), row in list(self._run_documents.items()):
+            if run == run_id and not row.state.terminal:
+                cancelled = replace(
+                    row, state=State.CANCELLED, reason="cancelled", message=reason, written_at=at
+                )
+                await self.write(Rows(run_documents=(cancelled,)))
+
     def _read(self, run: Run) -> Run:
         """A publisher that has been silent reads as interrupted."""
+        run = replace(run, control=self._controls.get(run.id))
         if run.state is RunState.PUBLISHING and run.updated_at < self._now() - _SILENT:
             return replace(run, state=RunState.INTERRUPTED)
         return run
+
+
+def _key(answer: Answer, by: CostBy) -> str:
+    match by:
+        case CostBy.RUN:
+            return str(answer.run_id or "")
+        case CostBy.MODEL:
+            return answer.model
+        case CostBy.DAY:
+            return answer.answered_at.astimezone(UTC).date().isoformat()
+        case CostBy.REASON:
+            return answer.status
+
+
+def _line(key: str, answers: Iterable[Answer]) -> CostLine:
+    answers = list(answers)
+    return CostLine(
+        key,
+        Counter(answer.status for answer in answers),
+        Usage(
+            sum(answer.usage.input_tokens for answer in answers),
+            sum(answer.usage.output_tokens for answer in answers),
+            sum(answer.usage.cache_read_tokens for answer in answers),
+            sum(answer.usage.cache_write_tokens for answer in answers),
+        ),
+        sum((answer.cost for answer in answers), Decimal(0)),
+        len({answer.document_id for answer in answers}),
+    )

@@ -176,18 +176,19 @@ async def _prove_insert(client: AsyncClient, table: Table[object]) -> None:
 
 def _database_statement(settings: ClickHouse) -> str:
     database = _identifier(settings.database, "DOCSUM_CLICKHOUSE__DATABASE")
-    return f"CREATE DATABASE IF NOT EXISTS {database} {_on_cluster(settings.cluster)}".rstrip()
+    return f"CREATE DATABASE IF NOT EXISTS {database} {on_cluster(settings.cluster)}".rstrip()
 
 
 def _variables(cluster: str) -> Mapping[str, str]:
     return {
         "engine": "Replicated" if cluster else "",
-        "on_cluster": _on_cluster(cluster),
+        "on_cluster": on_cluster(cluster),
         "durability": _DURABILITY,
     }
 
 
-def _on_cluster(cluster: str) -> str:
+def on_cluster(cluster: str) -> str:
+    """The clause that makes a statement run on every server of a cluster; empty for a single server."""
     return f"ON CLUSTER {_identifier(cluster, 'DOCSUM_CLICKHOUSE__CLUSTER')}" if cluster else ""
 
 

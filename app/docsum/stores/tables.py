@@ -11,6 +11,9 @@ from typing import Any, Generic, TypeVar
 
 from docsum.models import (
     Answer,
+    AuditRow,
+    Control,
+    ControlState,
     Coordinates,
     DeadLetterRow,
     FailureRow,
@@ -156,6 +159,9 @@ def _summary_values(row: SummaryRow) -> Values:
         summary.output_tokens,
         summary.cost,
         summary.reused,
+        summary.chunks,
+        summary.coverage,
+        summary.truncated,
         {utf8(name): utf8(value) for name, value in row.attributes.items()},
         row.run_id,
         origin.topic,
@@ -188,6 +194,9 @@ SUMMARIES = Table(
         "output_tokens",
         "cost",
         "reused",
+        "chunks",
+        "coverage",
+        "truncated",
         "attributes",
         "run_id",
         "kafka_topic",
@@ -225,12 +234,15 @@ def summary_row_of(values: Values) -> SummaryRow:
             output_tokens=values[15],
             cost=values[16],
             reused=values[17],
+            chunks=values[18],
+            coverage=values[19],
+            truncated=values[20],
         ),
-        attributes=values[18],
-        run_id=values[19],
-        origin=Coordinates(*values[20:23]),
-        occurred_at=values[23],
-        written_at=values[24],
+        attributes=values[21],
+        run_id=values[22],
+        origin=Coordinates(*values[23:26]),
+        occurred_at=values[26],
+        written_at=values[27],
     )
 
 
@@ -336,6 +348,11 @@ DEAD_LETTERS = Table(
 )
 
 
+def dead_letter_of(values: Values) -> DeadLetterRow:
+    """The dead letter that a row of `DEAD_LETTERS.columns` without `version` is."""
+    return DeadLetterRow(Coordinates(*values[:3]), Coordinates(*values[3:6]), *values[6:])
+
+
 def _failure_values(row: FailureRow) -> Values:
     return (
         row.failed_at,
@@ -413,6 +430,37 @@ def run_of(values: Values) -> Run:
     return Run(run_id, name, source, Recipe.from_json(recipe), Lane(lane), RunState(state), *others)
 
 
+def _control_values(control: Control) -> Values:
+    return (
+        control.target,
+        control.state.value,
+        utf8(control.reason),
+        control.budget,
+        control.unguarded,
+        control.changed_at,
+    )
+
+
+CONTROLS = Table(
+    "control_versions",
+    ("target", "state", "reason", "budget", "unguarded", "changed_at"),
+    _control_values,
+)
+
+
+def control_of(values: Values) -> Control:
+    """The control that a row of `CONTROLS.columns` is."""
+    target, state, *others = values
+    return Control(target, ControlState(state), *others)
+
+
+def _audit_values(row: AuditRow) -> Values:
+    return (row.at, utf8(row.who), row.action, utf8(row.detail), row.count)
+
+
+AUDIT = Table("audit", ("at", "who", "action", "detail", "count"), _audit_values)
+
+
 def _worker_values(status: WorkerStatus) -> Values:
     return (
         status.worker,
@@ -472,6 +520,8 @@ TABLES: tuple[Table[Any], ...] = (  # Any: each table has its own row type
     DEAD_LETTERS,
     FAILURES,
     RUNS,
+    CONTROLS,
+    AUDIT,
     WORKERS,
 )
 VIEWS = (
@@ -481,6 +531,7 @@ VIEWS = (
     "dead_letters",
     "runs",
     "run_progress",
+    "controls",
     "workers",
 )
 

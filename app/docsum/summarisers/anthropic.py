@@ -1,9 +1,12 @@
-"""Claude, through the official SDK: one call a document, and no answer bought twice.
+"""Claude, through the official SDK: one call a document, many for a long one, and no answer bought twice.
 
 The order of things: deliveries of one worker that ask for the same text take turns; what is known of the
 request (this worker's last answers, then the store's) is used before anything is bought; the call is a task
 of its own, so that a delivery that is let go loses its place in the queue but never an answer that is already
 being paid for; and the answer is handed to the store before anything else looks at it.
+
+A long document is read in parts, and its summary is made from the notes on them (`chunking.Plan`). Every part
+is a request like any other, so a document that was killed goes on with the part that it had reached.
 """
 
 from __future__ import annotations
@@ -12,46 +15,46 @@ import asyncio
 import json
 import secrets
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from datetime import timedelta
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
 from decimal import Decimal
-from functools import lru_cache
+from functools import lru_cache, partial
 from ipaddress import ip_address
 from typing import Protocol
 from urllib.parse import urlsplit
 from uuid import uuid4
 
-import aiohttp
 import anthropic
 import httpx2
 
 from docsum import settings
 from docsum.errors import (
     ConfigurationError,
-    DocsumError,
-    ModelAccountBlocked,
     ModelAnswerInvalid,
-    ModelFaltered,
-    ModelKeyRejected,
     ModelRateLimited,
     ModelRefused,
     ModelRejectedDocument,
-    ModelUnknown,
-    ModelUnreachable,
+    StoreUnavailable,
     TooLong,
 )
 from docsum.models import Answer, DocumentReference, ExtractedText, Lane, Recipe, Summary, Usage
 from docsum.ports import Clock
-from docsum.summarisers import prompt
+from docsum.summarisers import chunking, prompt, quality
+from docsum.summarisers.chunking import Gaps, Plan
 from docsum.summarisers.gate import CallGate
 from docsum.summarisers.prices import Prices
 from docsum.summarisers.prompt import Parsed, Reply, Request
+from docsum.summarisers.provider_errors import reply_lost, translate
 
 _COOL_DOWN = timedelta(seconds=10)  # after a 429 that does not say how long
-_LONGEST_RETRY_AFTER = timedelta(hours=1)
 _REMEMBERED = 512  # fingerprints whose answers may not be durable yet; two flushes hold fewer
 _MOST_TOKENS = 32_000  # of a second, larger try
+_PARTS_AT_ONCE = 4  # of one long document: others want to be read too
+_SIZES = 3  # a text that is too long is tried in parts, each time of half the size
+_LEAST_TOKENS = 500  # of a part: what does not fit then is not the text
+_UNREADABLE = (ModelRefused, ModelAnswerInvalid, ModelRejectedDocument)  # this part; the others may be fine
+_REVIEWED_HERE = 500_000  # characters; a longer text takes tens of milliseconds, so it goes to a thread
 _CUT = "The text was cut at the size limit; the summary covers what came before."
 
 
@@ -88,18 +91,41 @@ def _is_loopback(url: str) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class _Order:
-    """What a delivery asks for."""
+class _Job:
+    """A delivery, and what has been bought for it now."""
 
-    request: Request
-    fingerprint: str
     reference: DocumentReference
+    text: ExtractedText
+    recipe: Recipe
     lane: Lane
     paid: Callable[[], None]
+    bought: list[Answer] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """One request of a job."""
+
+    job: _Job
+    request: Request
+    fingerprint: str
+    chunk: int = 0  # 0 where the text is read at once; else from 1: the parts, the merges, the summary
+
+
+@dataclass(frozen=True, slots=True)
+class _Node:
+    """A request for notes: on one part of a long document, or in place of the notes on several."""
+
+    number: int  # `Answer.chunk`
+    parts: tuple[int, ...]  # the numbers of the parts that the notes tell of
+    render: Callable[[str], Request]  # of the random boundary
 
 
 class Ledger(Protocol):
     """The part of `SummaryStore` that knows what was paid for."""
+
+    @property
+    def unavailable_since(self) -> datetime | None: ...
 
     async def answers(self, fingerprint: str) -> Sequence[Answer]: ...
 
@@ -130,7 +156,6 @@ class AnthropicSummariser:
         *,
         timeout: timedelta,
         reuse_scope: str = "",
-        single_shot_tokens: int = 60_000,
     ) -> None:
         """`timeout` is the longest wait for one whole answer."""
         self._client = client
@@ -140,7 +165,6 @@ class AnthropicSummariser:
         self._prices = prices
         self._timeout = timeout.total_seconds()
         self._reuse_scope = reuse_scope
-        self._single_shot_tokens = single_shot_tokens
         self._queues: dict[str, _Queue] = {}
         self._calls: dict[str, _Call] = {}  # those that were sent, by fingerprint
         self._recent: OrderedDict[str, list[Answer]] = OrderedDict()
@@ -168,36 +192,91 @@ class AnthropicSummariser:
 
         Raises a ModelError, a ConfigurationError of the model's, or what `SummaryStore.answers` raises.
         """
-        tokens = prompt.estimate_tokens(text.text)
-        if tokens > self._single_shot_tokens:
-            raise TooLong(
-                f"The text has about {tokens} tokens; one request takes "
-                f"{self._single_shot_tokens} (DOCSUM_MODEL__SINGLE_SHOT_TOKENS)."
-            )
         self._prices.of(recipe.model)  # refuses an unknown model before it costs anything
-        request = prompt.render(recipe, text.text, secrets.token_hex(8))
-        fingerprint = prompt.fingerprint(
-            request, self._reuse_scope, reference.event_id if reference.force else ""
-        )
-        order = _Order(request, fingerprint, reference, lane, paid)
-        parsed, bought = await self._in_turn(order)
-        return Summary(
-            title=parsed.title,
-            summary=parsed.summary,
-            key_points=parsed.key_points,
-            language=parsed.language,
-            document_type=parsed.document_type,
-            warnings=(*parsed.warnings, _CUT) if text.truncated else parsed.warnings,
-            model=recipe.model,
-            recipe=_recipe_id(recipe),
-            fingerprint=fingerprint,
-            input_tokens=sum(_prompt_tokens(answer.usage) for answer in bought),
-            output_tokens=sum(answer.usage.output_tokens for answer in bought),
-            cost=sum((answer.cost for answer in bought), Decimal(0)),
-            reused=not bought,
+        job = _Job(reference, text, recipe, lane, paid)
+        if text.pdf is not None:
+            return await self._as_it_is(job, text.pdf)
+        tokens = prompt.estimate_tokens(text.text)
+        at_once = recipe.single_shot_tokens
+        for tries_left in reversed(range(_SIZES)):
+            try:
+                return await (self._at_once(job) if tokens <= at_once else self._in_parts(job, at_once))
+            except TooLong as error:
+                at_once = min(at_once, tokens) // 2
+                if at_once < _LEAST_TOKENS:
+                    raise
+                if not tries_left:
+                    raise TooLong(
+                        f"The text is too long, even in parts of {2 * at_once} tokens. {error}"
+                    ) from error
+        raise AssertionError("the last try returns or raises")
+
+    async def _as_it_is(self, job: _Job, pdf: bytes) -> Summary:
+        """Pages that are pictures: the model reads the document itself."""
+        return await self._alone(job, prompt.render_pdf(job.recipe, pdf, job.text.pages or 1))
+
+    async def _at_once(self, job: _Job) -> Summary:
+        return await self._alone(job, prompt.render(job.recipe, job.text.text, _boundary()))
+
+    async def _alone(self, job: _Job, request: Request) -> Summary:
+        order = _Order(job, request, self._fingerprint(job, request))
+        return _summary(job, await _reviewed(job, await self._in_turn(order)), order.fingerprint)
+
+    async def _in_parts(self, job: _Job, most_tokens: int) -> Summary:
+        """Notes on every part, merged level by level, then the summary from what is left."""
+        plan = await asyncio.to_thread(chunking.plan, job.text.text, job.recipe, most_tokens)
+        gaps = Gaps(plan.chunks)
+        nodes = [_Node(chunk.number, (chunk.number,), partial(plan.part, chunk)) for chunk in plan.chunks]
+        notes = await self._notes(job, nodes, gaps)
+        for level in plan.levels:
+            nodes = _merged(plan, level, nodes, notes)
+            notes = await self._notes(job, nodes, gaps)
+        request = plan.whole(_present(notes), _boundary())
+        order = _Order(job, request, self._fingerprint(job, request), nodes[-1].number + 1)
+        parsed = await _reviewed(job, await self._in_turn(order))
+        summary = _summary(job, parsed, order.fingerprint)
+        return replace(
+            summary,
+            warnings=(*summary.warnings, *gaps.warnings),
+            chunks=len(plan.chunks),
+            coverage=gaps.coverage,
         )
 
-    async def _in_turn(self, order: _Order) -> tuple[Parsed, Sequence[Answer]]:
+    async def _notes(self, job: _Job, nodes: Sequence[_Node], gaps: Gaps) -> list[Parsed | None]:
+        """What the model writes of each node, None of one that it cannot read: that is left out, in `gaps`.
+
+        Requests are rendered twice, for their fingerprints and when their turn comes: a copy of the whole
+        text is not held in between.
+        """
+        fingerprints = [await self._foresee(job, node) for node in nodes]
+        known = await asyncio.gather(*map(self._known, fingerprints))
+        notes = [_usable(answers) for answers in known]
+        places = asyncio.Semaphore(_PARTS_AT_ONCE)
+
+        async def read(place: int, node: _Node) -> None:
+            async with places:
+                order = _Order(job, node.render(_boundary()), fingerprints[place], node.number)
+                try:
+                    notes[place] = await self._in_turn(order)
+                except _UNREADABLE as error:
+                    gaps.leave_out(node.parts, error)
+
+        missing = [(place, node) for place, node in enumerate(nodes) if notes[place] is None and node.parts]
+        await _together(read(place, node) for place, node in missing)
+        return notes
+
+    async def _foresee(self, job: _Job, node: _Node) -> str:
+        """The fingerprint of a request that comes later. Raises TooLong before its neighbours are bought."""
+        request = node.render(_boundary())
+        self._gate.permit(request.input_tokens, request.expected_tokens)
+        await asyncio.sleep(0)  # rendering takes milliseconds, and there may be many
+        return self._fingerprint(job, request)
+
+    def _fingerprint(self, job: _Job, request: Request) -> str:
+        event_id = job.reference.event_id if job.reference.force else ""
+        return prompt.fingerprint(request, self._reuse_scope, event_id)
+
+    async def _in_turn(self, order: _Order) -> Parsed:
         """One delivery at a time for the same text: the next ones find the answer of the first."""
         queue = self._queues.setdefault(order.fingerprint, _Queue())
         queue.users += 1
@@ -209,20 +288,18 @@ class AnthropicSummariser:
             if not queue.users:
                 del self._queues[order.fingerprint]
 
-    async def _obtain(self, order: _Order) -> tuple[Parsed, Sequence[Answer]]:
-        """The answer, and what was bought for it now."""
+    async def _obtain(self, order: _Order) -> Parsed:
         if (call := self._calls.get(order.fingerprint)) is not None:
             await asyncio.wait((call,))  # of a delivery that was let go; its answer is as good as any
         known = await self._known(order.fingerprint)
         if (reusable := _usable(known)) is not None:
-            return reusable, ()
-        bought: list[Answer] = []
+            return reusable
         while True:
             max_tokens = next_try(known, order.request.max_tokens)
             answer, parsed = await self._buy(order, max_tokens)
-            bought.append(answer)
+            order.job.bought.append(answer)
             if parsed is not None:
-                return parsed, bought
+                return parsed
             known.append(answer)
 
     async def _known(self, fingerprint: str) -> list[Answer]:
@@ -242,6 +319,7 @@ class AnthropicSummariser:
         except asyncio.CancelledError:
             if self._calls.get(order.fingerprint) is not call:
                 call.cancel()
+            call.add_done_callback(_forget_failure)
             raise
 
     async def _call(self, order: _Order, max_tokens: int) -> tuple[Answer, Parsed | None]:
@@ -250,8 +328,10 @@ class AnthropicSummariser:
         request = order.request
         permit = self._gate.permit(request.input_tokens, request.expected_tokens)
         async with permit:
+            if self._store.unavailable_since is not None:
+                raise StoreUnavailable("No call is made while its answer could not be stored.")
             self._calls[order.fingerprint] = this
-            order.paid()
+            order.job.paid()
             try:
                 answer, parsed = await self._ask(order, max_tokens)
             finally:
@@ -299,9 +379,10 @@ class AnthropicSummariser:
             status=reply.status,
             answered_at=self._clock.now(),
             latency_ms=round((self._clock.monotonic() - sent_at) * 1000),
-            document_id=order.reference.document_id,
-            run_id=order.reference.run_id,
-            lane=order.lane,
+            document_id=order.job.reference.document_id,
+            run_id=order.job.reference.run_id,
+            chunk=order.chunk,
+            lane=order.job.lane,
             detail=reply.detail,
         )
         self._store.keep(answer)
@@ -309,6 +390,71 @@ class AnthropicSummariser:
         if len(self._recent) > _REMEMBERED:
             self._recent.popitem(last=False)
         return answer
+
+
+def _boundary() -> str:
+    return secrets.token_hex(8)
+
+
+async def _reviewed(job: _Job, parsed: Parsed) -> Parsed:
+    """The answer as the reader may have it. Pages that are pictures are no source to compare it with."""
+    source = job.text.text if job.text.pdf is None else ""
+    if len(source) < _REVIEWED_HERE:
+        return quality.review(parsed, source, job.recipe)
+    return await asyncio.to_thread(quality.review, parsed, source, job.recipe)
+
+
+def _summary(job: _Job, parsed: Parsed, fingerprint: str) -> Summary:
+    """The reader's summary, with what was bought for the job now."""
+    return Summary(
+        title=parsed.title,
+        summary=parsed.summary,
+        key_points=parsed.key_points,
+        language=parsed.language,
+        document_type=parsed.document_type,
+        warnings=(*parsed.warnings, _CUT) if job.text.truncated else parsed.warnings,
+        model=job.recipe.model,
+        recipe=_recipe_id(job.recipe),
+        fingerprint=fingerprint,
+        input_tokens=sum(_prompt_tokens(answer.usage) for answer in job.bought),
+        output_tokens=sum(answer.usage.output_tokens for answer in job.bought),
+        cost=sum((answer.cost for answer in job.bought), Decimal(0)),
+        reused=not job.bought,
+        truncated=job.text.truncated,
+    )
+
+
+def _merged(
+    plan: Plan, level: Sequence[range], nodes: Sequence[_Node], notes: Sequence[Parsed | None]
+) -> list[_Node]:
+    """The nodes of a level of merges; one has no parts where there are no notes at all to merge."""
+    merged = []
+    for number, group in enumerate(level, nodes[-1].number + 1):
+        found = [(nodes[place].parts, note) for place in group if (note := notes[place]) is not None]
+        parts = tuple(part for parts, _ in found for part in parts)
+        merged.append(_Node(number, parts, partial(plan.merge, [note for _, note in found])))
+    return merged
+
+
+def _present(notes: Sequence[Parsed | None]) -> list[Parsed]:
+    return [note for note in notes if note is not None]
+
+
+def _forget_failure(call: _Call) -> None:
+    """Of a call that nobody waits for any more; what it cost has been kept."""
+    if not call.cancelled():
+        call.exception()
+
+
+async def _together(steps: Iterable[Coroutine[None, None, None]]) -> None:
+    """Runs them side by side. The first failure stops the others, and is raised as it is."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            for step in steps:
+                group.create_task(step)
+    except ExceptionGroup as failures:
+        first = failures.exceptions[0]
+        raise first from first.__cause__
 
 
 @lru_cache(maxsize=64)
@@ -345,129 +491,3 @@ def next_try(known: Sequence[Answer], max_tokens: int) -> int:
     if vain and vain[0].status == "truncated":
         return max(max_tokens, min(4 * max_tokens, _MOST_TOKENS))
     return max_tokens
-
-
-# -- the SDK's errors in our terms ---------------------------------------------------------------------------
-
-#: Every exception that the SDK exports. An exception is looked up by its class, then by its ancestors'.
-ERRORS: dict[type[Exception], type[DocsumError]] = {
-    anthropic.AnthropicError: ModelFaltered,
-    anthropic.RetryableError: ModelFaltered,
-    anthropic.CredentialsError: ModelKeyRejected,
-    anthropic.IdentityTokenFileError: ModelKeyRejected,
-    anthropic.APIError: ModelFaltered,
-    anthropic.APIConnectionError: ModelFaltered,  # ModelUnreachable when nothing was sent
-    anthropic.APITimeoutError: ModelFaltered,  # ModelUnreachable when nothing was sent
-    anthropic.APIResponseValidationError: ModelFaltered,
-    anthropic.APIWebhookValidationError: ModelFaltered,
-    anthropic.APIStatusError: ModelFaltered,
-    # 400, except for the phrases below
-    anthropic.BadRequestError: ModelRejectedDocument,
-    anthropic.RequestBodyEncodingInvalidError: ModelRejectedDocument,
-    anthropic.RequestBodyEncodingUnsupportedError: ModelRejectedDocument,
-    anthropic.CMEKKeyDisabledError: ModelAccountBlocked,
-    anthropic.CMEKKeyNetworkBlockedError: ModelAccountBlocked,
-    anthropic.OrganizationOnHoldError: ModelAccountBlocked,
-    anthropic.OrganizationTypeNotSupportedError: ModelAccountBlocked,
-    anthropic.ParentOrganizationRequiredError: ModelAccountBlocked,
-    anthropic.ClaudeCodeKeyCreatorNotMemberError: ModelKeyRejected,
-    anthropic.ClaudeCodeVersionTooOldError: ModelKeyRejected,
-    # 401, 402, 403, 404
-    anthropic.AuthenticationError: ModelKeyRejected,
-    anthropic.PaymentRequiredError: ModelAccountBlocked,
-    anthropic.LinkedOrganizationBillingUnavailableError: ModelAccountBlocked,
-    anthropic.LinkedOrganizationSpendLimitReachedError: ModelAccountBlocked,
-    anthropic.PermissionDeniedError: ModelKeyRejected,
-    anthropic.SandboxEgressRestrictedError: ModelKeyRejected,
-    anthropic.NotFoundError: ModelUnknown,
-    # 408, 409, 412, 413, 422, 429, 431, 499
-    anthropic.RequestTimeoutError: ModelFaltered,
-    anthropic.ConflictError: ModelFaltered,
-    anthropic.PreconditionFailedError: ModelFaltered,
-    anthropic.ContentTooLargeError: TooLong,
-    anthropic.RequestBodyTooLargeAfterDecodingError: TooLong,
-    anthropic.UnprocessableEntityError: ModelRejectedDocument,
-    anthropic.RateLimitError: ModelRateLimited,
-    anthropic.RampLimitExceededError: ModelRateLimited,
-    anthropic.ContractSpendLimitReachedError: ModelAccountBlocked,
-    anthropic.EnforcedSpendLimitReachedError: ModelAccountBlocked,
-    anthropic.RequestHeaderFieldsTooLargeError: ConfigurationError,
-    anthropic.ClientClosedRequestError: ModelFaltered,
-    # 5xx
-    anthropic.InternalServerError: ModelFaltered,
-    anthropic.HTTPNotImplementedError: ModelFaltered,
-    anthropic.ServiceUnavailableError: ModelFaltered,
-    anthropic.CMEKContextUnavailableError: ModelFaltered,
-    anthropic.CMEKKeyUnreachableError: ModelFaltered,
-    anthropic.GatewayTimeoutError: ModelFaltered,
-    anthropic.OverloadedError: ModelFaltered,
-    # not the SDK's: our own time-out of the whole call, and a 200 that is no message
-    TimeoutError: ModelFaltered,
-    ValueError: ModelFaltered,
-}
-
-#: The provider has no code for these, so the words decide.
-_PHRASES: tuple[tuple[str, type[DocsumError]], ...] = (
-    ("api usage limits", ModelAccountBlocked),
-    ("credit balance is too low", ModelAccountBlocked),
-    ("prompt is too long", TooLong),
-    ("exceed context limit", TooLong),
-)
-
-#: Nothing had been sent when one of these was raised.
-_UNSENT = (
-    aiohttp.ClientConnectorError,
-    aiohttp.ConnectionTimeoutError,
-    aiohttp.InvalidURL,
-    httpx2.ConnectTimeout,
-    httpx2.PoolTimeout,
-    httpx2.UnsupportedProtocol,
-    httpx2.ProxyError,
-)
-
-
-def translate(error: Exception) -> DocsumError:
-    """The provider's failure in our terms, as a sentence, with its `retry-after` where it named one."""
-    kind = next(ERRORS[ancestor] for ancestor in type(error).__mro__ if ancestor in ERRORS)
-    if isinstance(error, anthropic.APIStatusError):
-        said = (error.api_message or error.message).strip()
-        if error.status_code in (400, 429):
-            kind = next((found for phrase, found in _PHRASES if phrase in said.lower()), kind)
-        request = f" ({error.request_id})" if error.request_id else ""
-        sentence = f"The provider answered {error.status_code}: {said[:300]}{request}"
-        return kind(sentence, retry_after=_retry_after(error.response.headers))
-    if isinstance(error, anthropic.APIConnectionError):
-        cause = error.__cause__ or error
-        what = f"{type(cause).__name__}: {cause}" if str(cause) else type(cause).__name__
-        if not reply_lost(error):
-            return ModelUnreachable(f"The provider cannot be reached: {what}.")
-        return kind(f"The reply was lost: {what}.")
-    if isinstance(error, TimeoutError):
-        return kind("The provider did not answer in time (DOCSUM_MODEL__TIMEOUT).")
-    return kind(f"The call of the model failed: {error}")
-
-
-def reply_lost(error: BaseException) -> bool:
-    """Whether the request may have been served, and paid for, though no answer came back."""
-    if not isinstance(error, (anthropic.APIConnectionError, TimeoutError, ValueError)):
-        return False
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, _UNSENT):
-            return False
-        cause = cause.__cause__
-    return True
-
-
-def _retry_after(headers: httpx2.Headers) -> timedelta | None:
-    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
-        try:
-            wait = timedelta(seconds=float(headers[name]) * unit)
-        except (
-            KeyError,
-            ValueError,
-            OverflowError,
-        ):  # the other form, an HTTP date, is not used by the provider
-            continue
-        return min(max(wait, timedelta()), _LONGEST_RETRY_AFTER)
-    return None

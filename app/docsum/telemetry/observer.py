@@ -14,7 +14,13 @@ from docsum.telemetry.metrics import Metrics
 
 log = structlog.get_logger(__name__)
 
-_NAMES = {"Stored": "done", "Skipped": "skipped", "Retried": "retrying", "DeadLettered": "dead_lettered"}
+_NAMES = {
+    "Stored": "done",
+    "Skipped": "skipped",
+    "Retried": "retrying",
+    "DeadLettered": "dead_lettered",
+    "Held": "held",
+}
 
 
 @dataclass(frozen=True, slots=True)

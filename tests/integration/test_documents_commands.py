@@ -1,0 +1,268 @@
+"""`docsum cost`, `export` and `documents delete` as processes: on a real engine, and on the whole stack."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import pyarrow.parquet as pq
+import pytest
+
+from docsum.local.compose import attach
+from docsum.models import (
+    Answer,
+    Coordinates,
+    CostBy,
+    Lane,
+    Recipe,
+    Rows,
+    Run,
+    RunDocumentRow,
+    RunState,
+    State,
+    Summary,
+    SummaryRow,
+    Traces,
+    Usage,
+)
+from docsum.settings import ClickHouse, load
+from docsum.stores import migrate
+from docsum.stores.clickhouse import ClickHouseStore
+from docsum.stores.connection import connect
+from tests.support.deployment import ROOT, Deployment
+from tests.support.engine import Engine
+
+DOCUMENTS = 20_000
+NOW = datetime.now(UTC).replace(microsecond=0)
+
+
+@dataclass(frozen=True)
+class Filled:
+    """A database with one large run, and the environment in which commands find it."""
+
+    settings: ClickHouse
+    run_id: UUID
+    environment: dict[str, str]
+
+    def start(self, *arguments: str, **options: Any) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "docsum", *arguments],
+            env=self.environment,
+            cwd=ROOT,
+            stderr=subprocess.PIPE,
+            text=True,
+            **options,
+        )
+
+    def docsum(self, *arguments: str) -> str:
+        process = self.start(*arguments, stdout=subprocess.PIPE)
+        out, err = process.communicate(timeout=100)
+        assert process.returncode == 0, err
+        return out
+
+
+@pytest.fixture
+async def filled(engine: Engine, tmp_path: Path) -> Filled:
+    """20,000 documents: all done, the first with a summary and an answer that was paid for."""
+    settings, run_id = engine.settings, uuid4()
+    await migrate.setup(settings)
+    run = Run(
+        run_id, "many", "/data", Recipe("claude-haiku-5-5"), Lane.BACKFILL, RunState.PUBLISHED, NOW, NOW
+    )
+    first = "00000.txt"
+    summary = Summary(
+        title="Title",
+        summary="A summary.",
+        key_points=("one",),
+        language="en",
+        document_type="letter",
+        warnings=(),
+        model="claude-haiku-5-5",
+        recipe=run.recipe.id,
+        fingerprint="1" * 64,
+        cost=Decimal("0.25"),
+        chunks=3,
+    )
+    paid = Answer(
+        fingerprint="1" * 64,
+        request_id="msg_1",
+        model="claude-haiku-5-5",
+        raw="{}",
+        usage=Usage(1_000, 100),
+        cost=Decimal("0.25"),
+        price_version="1",
+        status="ok",
+        answered_at=NOW,
+        latency_ms=1,
+        document_id=first,
+        run_id=run_id,
+    )
+    row = SummaryRow(
+        document_id=first,
+        version=1,
+        state=State.DONE,
+        source_version="etag-1",
+        uri="file:///a",
+        summary=summary,
+        attributes={"team": "law"},
+        run_id=run_id,
+        origin=Coordinates("docsum.backfill", 0, 0),
+        occurred_at=NOW,
+        written_at=NOW,
+    )
+    states = tuple(
+        RunDocumentRow(run_id, f"{number:05}.txt", State.DONE, "file:///x", 1, "", "", NOW)
+        for number in range(DOCUMENTS)
+    )
+    async with ClickHouseStore(settings, load().store.flush_interval) as store:
+        await store.save_run(run)
+        await store.write(Rows(answers=(paid,), summaries=(row,), run_documents=states))
+    environment = {
+        "PATH": os.environ["PATH"],
+        "DOCSUM_HOME": str(tmp_path),
+        "DOCSUM_KAFKA__BOOTSTRAP_SERVERS": "127.0.0.1:1",
+        "DOCSUM_CLICKHOUSE__URL": settings.url,
+        "DOCSUM_CLICKHOUSE__DATABASE": settings.database,
+        "DOCSUM_CLICKHOUSE__PASSWORD": settings.password.get_secret_value(),
+    }
+    return Filled(settings, run_id, environment)
+
+
+def test_a_large_run_is_exported_and_its_money_counted(filled: Filled, tmp_path: Path) -> None:
+    target = tmp_path / "out.parquet"
+    assert filled.docsum("export", "-o", str(target)) == ""
+    table = pq.read_table(target)
+    assert table.num_rows == DOCUMENTS
+    first = table.slice(0, 1).to_pylist()[0]
+    assert (first["document_id"], first["chunks"], first["cost_usd"]) == ("00000.txt", 3, Decimal("0.25"))
+    assert [path.name for path in tmp_path.iterdir()] == ["out.parquet"]
+    costs = json.loads(filled.docsum("cost", "--run", str(filled.run_id)[:8], "--by", "reason", "--json"))
+    assert [(line["reason"], line["cost_usd"]) for line in costs["lines"]] == [("ok", 0.25)]
+    shown = filled.docsum("documents", "show", "00000.txt")
+    assert "read: in 3 parts, 100 % of the text" in shown
+
+
+def test_a_reader_that_has_enough_ends_the_export_in_silence(filled: Filled) -> None:
+    export = filled.start("export", stdout=subprocess.PIPE)
+    assert export.stdout is not None and export.stderr is not None
+    assert json.loads(export.stdout.readline())["document_id"] == "00000.txt"
+    export.stdout.close()
+    with export.stderr as said:
+        assert (said.read(), export.wait(60)) == ("", 0)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a disk that is always full")
+def test_a_full_disk_behind_standard_output_is_one_sentence(filled: Filled) -> None:
+    with Path("/dev/full").open("w") as full:
+        export = filled.start("export", stdout=full)
+        _, err = export.communicate(timeout=60)
+    assert export.returncode == 1
+    assert err == "Error: Standard output cannot be written: No space left on device.\n"
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_ctrl_c_leaves_no_half_file(filled: Filled, tmp_path: Path, suffix: str) -> None:
+    target = tmp_path / f"out{suffix}"
+    export = filled.start("export", "-o", str(target), stdout=subprocess.PIPE)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.iterdir()):  # the draft
+        assert time.monotonic() < deadline
+        assert export.poll() is None
+        time.sleep(0.005)
+    export.send_signal(signal.SIGINT)
+    _, err = export.communicate(timeout=60)
+    assert export.returncode == 130
+    assert err == f"Interrupted: {target} was not written.\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_purge_on_a_real_engine(filled: Filled) -> None:
+    found = json.loads(filled.docsum("documents", "delete", "00000.txt", "--purge", "--yes", "--json"))
+    assert (found["summaries_removed"], found["answers_blanked"]) == (1, 1)
+    async with ClickHouseStore(filled.settings, load().store.flush_interval) as store:
+        assert await store.traces("00000.txt") == Traces()
+        assert (await store.costs(CostBy.MODEL)).total.cost == Decimal("0.25")
+
+
+# -- the whole stack ---------------------------------------------------------------------------------------
+
+MARKER = "Marzipankartoffel"
+
+
+@pytest.fixture(scope="module")
+def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    made = Deployment(tmp_path_factory.mktemp("stack"), DOCSUM_MODEL__NAME="local-extractive-1")
+    yield made
+    made.close()
+
+
+@pytest.mark.timeout(400)
+async def test_a_deleted_document_stays_away_until_its_source_is_read_again(
+    deployment: Deployment, tmp_path: Path
+) -> None:
+    folder = tmp_path / "letters"
+    folder.mkdir()
+    secret, other = folder / "secret.txt", folder / "other.txt"
+    secret.write_text(f"About the {MARKER}\n\nThe {MARKER} is made of almonds. Nobody may know of it.\n")
+    other.write_text("About the harbour\n\nThe northern wall is repaired before the autumn storms.\n")
+    first = run(deployment, folder)
+    assert first["done"] == 2
+    assert MARKER in show(deployment, secret)["summary"]["summary"]
+
+    deployment.docsum("documents", "delete", str(secret))
+    assert (show(deployment, secret)["deleted"], show(deployment, secret)["summary"]) == (True, None)
+    again = run(deployment, folder)
+    assert (again["done"], again["skipped"]) == (1, 1)
+    assert show(deployment, secret)["summary"]["reused"]  # its answer was still there
+
+    settings = attach(load(home=deployment.home))
+    assert settings is not None
+    assert await tables_that_hold(MARKER, settings.clickhouse)
+    calls = json.loads(deployment.docsum("cost", "--json"))["total"]
+    deployment.docsum("documents", "delete", str(secret), "--purge", "--yes")
+    assert await tables_that_hold(MARKER, settings.clickhouse) == set()
+    assert json.loads(deployment.docsum("cost", "--json"))["total"] == calls
+    assert show(deployment, other)["summary"] is not None
+
+    assert run(deployment, folder)["done"] == 1  # it is still in the folder
+    assert MARKER in show(deployment, secret)["summary"]["summary"]
+
+
+def run(deployment: Deployment, folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(deployment.docsum("run", str(folder), "--json"))
+    return found
+
+
+def show(deployment: Deployment, path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(deployment.docsum("documents", "show", str(path), "--json"))
+    return found
+
+
+async def tables_that_hold(text: str, settings: ClickHouse) -> set[str]:
+    """Every table with a row that has the text in it, merged or not."""
+    client = await connect(settings, database=settings.database)
+    try:
+        tables = await client.query(
+            "SELECT name FROM system.tables WHERE database = currentDatabase() AND engine LIKE '%MergeTree'"
+        )
+        held = set()
+        for (name,) in tables.result_rows:
+            found = await client.query(
+                f"SELECT count() FROM {name} WHERE position(toString(tuple(*)), '{text}') > 0"
+            )
+            if found.result_rows[0][0]:
+                held.add(str(name))
+        return held
+    finally:
+        await client.close()

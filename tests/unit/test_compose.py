@@ -1,0 +1,70 @@
+"""What the workers of the local stack are told: where they may read, and with which credentials."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from docsum.errors import ConfigurationError, SourceNotAllowed
+from docsum.local.compose import allow, worker_environment
+from docsum.settings import Fetch, Settings
+
+
+def settings(home: Path, **fetch: tuple[str, ...]) -> Settings:
+    return Settings(home=home, fetch=Fetch(**fetch))
+
+
+def told(home: Path, **fetch: tuple[str, ...]) -> dict[str, str]:
+    found = worker_environment(settings(home, **fetch), "worker-1", 1)
+    return {name: value for name, value in found.items() if name.startswith("DOCSUM_FETCH__")}
+
+
+def test_what_was_allowed_stays_allowed_beside_the_settings(tmp_path: Path) -> None:
+    for place in ("/data/a", "s3://reports/2026/", "gs://other", "https://example.org/a.pdf"):
+        allow(settings(tmp_path, buckets=("s3://mine",)), place)
+    assert told(tmp_path, buckets=("s3://mine",)) == {
+        "DOCSUM_FETCH__FILE_ROOTS": "/data/a",
+        "DOCSUM_FETCH__BUCKETS": "s3://mine,s3://reports/2026,gs://other",
+        "DOCSUM_FETCH__HOSTS": "example.org",
+    }
+
+
+def test_what_is_open_already_needs_no_entry_and_no_restart(tmp_path: Path) -> None:
+    allow(settings(tmp_path), "s3://reports/2026")
+    before = told(tmp_path)
+    for place in ("s3://reports/2026", "s3://reports/2026/may/", "/data/a"):
+        allow(settings(tmp_path, file_roots=("/data",)), place)
+    assert told(tmp_path) == before
+
+
+@pytest.mark.parametrize("place", ["/data/a,b", "/data/a\nb", "s3://reports/a,b", "s3://reports/a "])
+def test_what_a_list_cannot_hold_is_refused(tmp_path: Path, place: str) -> None:
+    with pytest.raises(ConfigurationError, match="cannot be allowed by itself"):
+        allow(settings(tmp_path), place)
+    allow(settings(tmp_path), place.rpartition("/")[0])
+    allow(settings(tmp_path), place)
+
+
+@pytest.mark.parametrize(
+    ("place", "setting"),
+    [
+        ("http://10.0.0.7/a", "DOCSUM_FETCH__PRIVATE_HOSTS"),
+        ("http://169.254.169.254/latest", "whatever DOCSUM_FETCH__HOSTS names"),
+    ],
+)
+def test_internal_addresses_are_not_opened_by_a_run(tmp_path: Path, place: str, setting: str) -> None:
+    with pytest.raises(SourceNotAllowed, match=setting):
+        allow(settings(tmp_path), place)
+    assert not told(tmp_path)
+
+
+def test_workers_get_the_credentials_of_object_stores_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = {"AWS_SESSION_TOKEN": "a", "GOOGLE_APPLICATION_CREDENTIALS": "b", "AZURE_CLIENT_ID": "c"}
+    for name, value in {**wanted, "MY_SECRET": "d", "GITHUB_TOKEN": "e"}.items():
+        monkeypatch.setenv(name, value)
+    found = worker_environment(settings(tmp_path), "worker-1", 1)
+    assert wanted.items() <= found.items()
+    assert not {"MY_SECRET", "GITHUB_TOKEN"} & set(found)
