@@ -209,8 +209,12 @@ def _command(source: str, options: Mapping[str, object]) -> str:
 
 def _is_paid(order: Order, settings: Settings) -> bool:
     from docsum.local.compose import uses_local_model
+    from docsum.summarisers.prices import Prices
 
-    return settings.explicit or not uses_local_model(settings)
+    if not settings.explicit and uses_local_model(settings):
+        return False
+    price = Prices.load().models.get(order.recipe(settings).model)
+    return price is None or price.base.output > 0  # an unknown model is refused later, with its own sentence
 
 
 async def _run(order: Order, source: Source, settings: Settings, manner: Manner, *, ask: bool) -> Code:
