@@ -388,13 +388,14 @@ def read_topic(brokers: str, topic: str, partitions: int) -> Iterator[Message]:
     """Everything that was there when it began."""
     places = enumerate(ends(brokers, topic, partitions))
     with closing(_consumer(brokers)) as consumer:
-        for number, (low, high) in places:
-            consumer.assign([TopicPartition(topic, number, low)])
-            while low < high:
+        for number, (first, end) in places:
+            consumer.assign([TopicPartition(topic, number, first)])
+            offset = first
+            while offset < end:
                 message = consumer.poll(20)
-                assert message is not None and message.error() is None, f"{topic}[{number}] at {low}"
+                assert message is not None and message.error() is None, f"{topic}[{number}] at {offset}"
                 yield message
-                low = (message.offset() or 0) + 1
+                offset = message.offset() + 1
 
 
 def _consumer(brokers: str) -> Any:  # Any: confluent-kafka declares no `close` that `closing` knows
