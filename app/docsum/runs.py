@@ -65,6 +65,18 @@ class Snapshot:
     def finished(self) -> bool:
         return self.run.state is RunState.PUBLISHED and not self.progress.remaining
 
+    @property
+    def rests(self) -> bool:
+        """It is paused, and what was on its way has come to its end or is held."""
+        progress = self.progress
+        return self.run.wanted is ControlState.PAUSED and 0 < progress.held == progress.remaining
+
+    @property
+    def stands_still(self) -> bool:
+        """Nothing more will happen to it by itself."""
+        over = self.run.state is RunState.INTERRUPTED or self.run.wanted is ControlState.CANCELLED
+        return self.finished or self.rests or (over and not self.progress.remaining)
+
 
 async def publish(
     run: Run,
@@ -125,8 +137,7 @@ async def follow(run_id: UUID, store: SummaryStore, clock: Clock) -> AsyncIterat
                 raise
             last = replace(last, trouble=str(error))
         yield last
-        stands_still = last.run.state is RunState.INTERRUPTED or last.run.wanted is ControlState.CANCELLED
-        if not last.trouble and (last.finished or (stands_still and not last.progress.remaining)):
+        if last.stands_still and not last.trouble:
             return
         await clock.sleep(0.5 if last.progress.total < 1_000 else 2.0)
 

@@ -330,6 +330,48 @@ async def test_a_run_whose_publisher_is_gone_is_followed_to_the_end_of_what_it_a
     assert states == [RunState.INTERRUPTED]
 
 
+async def test_following_ends_when_a_paused_run_has_nothing_on_its_way_any_more(
+    store: FlakyStore, recorder: Recorder, clock: FakeClock
+) -> None:
+    recorder.published_at = START - timedelta(seconds=1)
+    run = await publish(a_run(), documents("a", "b", "c"), store=store, announce=recorder, clock=clock)
+    await store.save_control(Control(run.id, ControlState.PAUSED, "Lunch.", changed_at=clock.now()))
+    moves = [("a", State.HELD), ("b", State.DONE), ("c", State.HELD)]
+    looks = []
+    async for snapshot in follow(run.id, store, clock):
+        looks.append((snapshot.progress.queued, snapshot.progress.held, snapshot.rests))
+        if moves:
+            name, state = moves.pop(0)
+            await finish(store, run, name, state=state)
+    assert looks == [(3, 0, False), (2, 1, False), (1, 1, False), (0, 2, True)]
+
+
+@pytest.mark.parametrize(
+    ("state", "document", "ends"),
+    [
+        (ControlState.PAUSED, State.RETRYING, False),
+        (ControlState.PAUSED, State.DONE, True),  # finished before it was paused
+        (ControlState.RUNNING, State.HELD, False),  # about to go back
+        (ControlState.CANCELLED, State.HELD, False),  # about to be cancelled
+        (ControlState.CANCELLED, State.CANCELLED, True),
+    ],
+)
+async def test_what_is_on_its_way_is_followed(
+    store: FlakyStore, clock: FakeClock, state: ControlState, document: State, ends: bool
+) -> None:
+    run = a_run(state=RunState.PUBLISHED)
+    await store.save_run(run)
+    await store.save_control(Control(run.id, state, changed_at=clock.now()))
+    await finish(store, run, "a", state=document)
+    looks = 0
+    async for snapshot in follow(run.id, store, clock):
+        looks += 1
+        if looks > 3:
+            break
+        assert snapshot.stands_still is ends
+    assert (looks == 1) is ends
+
+
 async def test_an_outage_while_following_is_shown_and_waited_out(
     store: FlakyStore, recorder: Recorder, clock: FakeClock
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import datetime
 from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,7 +11,7 @@ import typer
 
 from docsum.cli.deployment import reached
 from docsum.cli.output import Code, WrongUsage, finish, money, next_step, say
-from docsum.models import ALL_WORK, EPOCH, LIVE_EVENTS, Control, ControlState, Run
+from docsum.models import ALL_WORK, EPOCH, LIVE_EVENTS, Control, ControlState, Run, RunProgress
 
 if TYPE_CHECKING:
     from docsum.ports import SummaryStore
@@ -48,7 +49,9 @@ async def _pause_all(reason: str) -> Code:
     from docsum.bootstrap import open_store
 
     async with open_store(reached()) as store:
-        await _save(store, replace(await store.control(ALL_WORK), state=ControlState.PAUSED, reason=reason))
+        was = await store.control(ALL_WORK)
+        granted = was.budget if was.changed_at >= _midnight() else None  # yesterday's is over
+        await _save(store, Control(ALL_WORK, ControlState.PAUSED, reason, granted))
     say("All work is paused.")
     next_step("`docsum resume --all`")
     return Code.OK
@@ -71,14 +74,13 @@ def resume(
 
 async def _resume_all() -> Code:
     from docsum.bootstrap import open_store
-    from docsum.ports import SystemClock
 
     settings = reached()
     async with open_store(settings) as store:
         was = [await store.control(target) for target in (ALL_WORK, LIVE_EVENTS)]
-        now, daily, granted = SystemClock().now(), settings.budget.daily_usd, None
+        daily, granted = settings.budget.daily_usd, None
         if daily is not None:
-            spent = await store.spent(None, now.replace(hour=0, minute=0, second=0, microsecond=0))
+            spent = await store.spent(None, _midnight())
             granted = spent + daily if spent >= daily else None
         await _save(store, Control(ALL_WORK, budget=granted))
         if was[1].state is ControlState.PAUSED:
@@ -89,6 +91,13 @@ async def _resume_all() -> Code:
         say(f"Today {money(granted)} may be spent in all.")
     next_step("`docsum status`")
     return Code.OK
+
+
+def _midnight() -> datetime:
+    """Of today, UTC: when the day's budget began."""
+    from docsum.ports import SystemClock
+
+    return SystemClock().now().replace(hour=0, minute=0, second=0, microsecond=0)
 
 
 def _need_all(all_: bool, verb: str) -> None:
@@ -138,6 +147,24 @@ async def set_budget(store: SummaryStore, run: Run, budget: Decimal) -> None:
     await _save(store, replace(run.control or Control(run.id), budget=budget))
 
 
+def told_why(run: Run, progress: RunProgress) -> Code | None:
+    """Says why a run has stopped before its end, and how it goes on; None where it has not."""
+    if run.wanted is ControlState.CANCELLED:
+        say(f"The run is cancelled: {_sentence(run)}")
+        return Code.FAILURE
+    if run.wanted is not ControlState.PAUSED or not progress.remaining:
+        return None
+    budget = run.control.budget if run.control else None
+    more = f" --budget {(2 * budget).normalize():f}" if budget is not None and progress.cost >= budget else ""
+    say(f"The run is paused: {_sentence(run)} `docsum runs resume {run.id}{more}` goes on.")
+    return Code.PAUSED
+
+
+def _sentence(run: Run) -> str:
+    reason = run.control.reason.strip() if run.control else ""
+    return reason if reason.endswith((".", "!", "?")) else f"{reason}."
+
+
 def dollars(text: str | None) -> Decimal | None:
     """The amount of a --budget. Raises WrongUsage."""
     if text is None:
@@ -146,7 +173,7 @@ def dollars(text: str | None) -> Decimal | None:
         amount = Decimal(text.strip().lstrip("$"))
     except InvalidOperation:
         raise WrongUsage(f"{text!r} is no amount: write --budget 12.50.") from None
-    if not amount.is_finite() or not 0 < amount < 1_000_000_000:
+    if not amount.is_finite() or not Decimal("0.000001") <= amount < 1_000_000_000:
         raise WrongUsage(f"{text!r} is no amount: it must be more than nothing.")
     return amount.quantize(Decimal("0.000001"))
 

@@ -8,13 +8,14 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+from docsum.cli.controls import told_why
 from docsum.cli.deployment import Deployment
 from docsum.cli.options import MAX_LAG
 from docsum.cli.output import Code, NothingRuns, emit, next_step, run_fields, say
 from docsum.cli.progress import Watch
 from docsum.cli.report import projection_fields, report, report_projection, report_summaries
 from docsum.errors import DocsumError
-from docsum.models import ControlState, Run, RunState
+from docsum.models import Run, RunState
 from docsum.runs import Published, Snapshot, follow, publish
 from docsum.sources import Listed, Source
 
@@ -66,13 +67,8 @@ class Execution:
             await report(snapshot, self.store, seconds)
             if found:
                 report_projection(found, run.recipe.model, self.manner.command)
-        if snapshot.progress.remaining and snapshot.run.wanted is ControlState.PAUSED:
-            reason = snapshot.run.control.reason if snapshot.run.control else ""
-            say(f"The run is paused: {reason} `docsum runs resume {run.id}` goes on.")
-            return Code.PAUSED
-        if snapshot.run.wanted is ControlState.CANCELLED:
-            say("The run was cancelled.")
-            return Code.FAILURE
+        if stopped := told_why(snapshot.run, snapshot.progress):
+            return stopped
         return Code.DEAD_LETTERS if snapshot.progress.dead_lettered else Code.OK
 
     async def _projection(self, snapshot: Snapshot) -> Projection | None:

@@ -10,7 +10,7 @@ from uuid import UUID
 
 import typer
 
-from docsum.cli.controls import Budget, Reason, cancel_run, dollars, pause_run, resume_run
+from docsum.cli.controls import Budget, Reason, cancel_run, dollars, pause_run, resume_run, told_why
 from docsum.cli.deployment import deployment_for, download, lister, reached
 from docsum.cli.options import MAX_LAG, JsonLines, JsonObject, MaxLag, NoWait
 from docsum.cli.output import (
@@ -172,6 +172,8 @@ async def _watch(run_id: str, json: bool) -> Code:
                     view.show(snapshot, publishing=snapshot.run.state is not RunState.PUBLISHED)
         if not json:
             await report(snapshot, store)
+        if stopped := told_why(snapshot.run, snapshot.progress):
+            return stopped
         if snapshot.run.state is RunState.INTERRUPTED:
             say(f"Not everything has been announced. `docsum runs resume {run.id}` goes on.")
             return Code.FAILURE
@@ -215,6 +217,7 @@ def cancel(
 
 async def _cancel(run_id: str, reason: str, yes: bool) -> Code:
     from docsum.bootstrap import open_store
+    from docsum.cli.dlq_selection import audit
 
     async with open_store(reached()) as store:
         run = await find(run_id, store)
@@ -225,6 +228,7 @@ async def _cancel(run_id: str, reason: str, yes: bool) -> Code:
             return Code.FAILURE
         await cancel_run(store, run, reason)
         progress = await store.progress(run.id)
+        await audit(store, "runs cancel", f"{run.id} ({run.name}): {reason}", progress.cancelled)
     say(f"Run {run.id} ({run.name}) is cancelled: {progress.cancelled:,} documents.")
     next_step(f"`docsum export --run {str(run.id)[:8]} -o summaries.csv`")
     return Code.OK
@@ -277,19 +281,20 @@ async def _resume(run_id: str, wish: _Wish, manner: Manner) -> Code:
     deployment = await deployment_for(settings, None)
     async with open_store(deployment.settings) as store:
         run = await find(run_id, store)
-        paused = run.wanted is not ControlState.RUNNING
-        if paused or wish.budget is not None or wish.accept_dead_letters:
+        granted = wish.budget is not None or wish.accept_dead_letters
+        goes_on = granted or run.wanted is not ControlState.RUNNING
+        if goes_on:
             await resume_run(store, run, wish.budget, wish.accept_dead_letters)
             say(f"Run {run.id} ({run.name}) goes on.")
-    if run.source == STDIN and run.state is not RunState.PUBLISHED:
+    if run.source == STDIN and run.state is RunState.INTERRUPTED:
         raise WrongUsage(f"Standard input cannot be read again: pipe it into `docsum run - --id {run.id}`.")
-    if run.state is RunState.PUBLISHING and paused:
+    if run.state is RunState.PUBLISHING and goes_on:
         next_step(f"`docsum runs watch {run.id}`")
         return Code.OK
     if run.state is RunState.PUBLISHING:
         raise WrongUsage(f"Another command is announcing this run: `docsum runs watch {run.id}` shows it.")
     if run.state is RunState.PUBLISHED:
-        if not paused:
+        if not goes_on:
             say("Everything of this run has been announced already.")
         next_step(f"`docsum runs watch {run.id}`")
         return Code.OK
