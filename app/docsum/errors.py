@@ -20,6 +20,7 @@ DocsumError
  + ExtractError                                                          DEAD_LETTER
  |  + Encrypted, Scanned, NotADocument, DocumentBomb, Undecodable, EmptyDocument, ExtractTimeout
  |  + ExtractorCrashed           the child died twice                    DEAD_LETTER
+ + WorkerCrashed                its workers died, one after the other    DEAD_LETTER
  + ModelError
  |  + TooLong                    too long even in parts                  DEAD_LETTER
  |  + ModelRefused               the model declined                      DEAD_LETTER
@@ -171,6 +172,10 @@ class ExtractTimeout(ExtractError):
 
 class ExtractorCrashed(ExtractError):
     """The process that read the document died."""
+
+
+class WorkerCrashed(DocsumError):
+    """Workers end when they read this document."""
 
 
 class ModelError(DocsumError):
@@ -410,6 +415,12 @@ FAILURES: dict[type[DocsumError], Row] = {
         _D.DEAD_LETTER,
         "The process that read the document died.",
         "The document is hostile or a library has a bug; convert it and run again.",
+    ),
+    WorkerCrashed: Row(
+        "worker_crash",
+        _D.DEAD_LETTER,
+        "Workers end when they read this document.",
+        "Look at the end of the workers' logs and at their memory limit; convert the document and run again.",
     ),
     ModelError: Row(
         "model_failed",

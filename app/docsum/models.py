@@ -533,6 +533,28 @@ class Rows:
     failures: tuple[FailureRow, ...] = ()
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class AtRisk:
+    """A delivery that is at work inside the worker's own process: what might end it."""
+
+    stage: str  # decode or extract
+    at: Coordinates
+
+    def __str__(self) -> str:
+        return f"{self.stage} {self.at}"
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    """A worker ended without a word while this delivery was at work in it."""
+
+    worker: str
+    started_at: datetime  # of that life of the worker
+    died_at: datetime  # its last heartbeat
+    work: AtRisk
+    alone: bool  # nothing else was decoded or extracted at that time
+
+
 @dataclass(frozen=True, slots=True)
 class WorkerStatus:
     """A worker's heartbeat: what it owns, what it does, what it waits for."""
@@ -546,7 +568,16 @@ class WorkerStatus:
     partitions: tuple[str, ...] = ()
     in_flight: int = 0
     holds: tuple[str, ...] = ()  # one sentence each: step, reason, since, next try
+    breakers: tuple[str, ...] = ()  # one sentence for each that is open
+    gate: str = ""  # what the model calls wait for: places, limits, a cool-down
+    cost_in_flight: Decimal = Decimal(0)  # US dollars, estimated
+    at_risk: tuple[AtRisk, ...] = ()
+    alone: bool = False  # a suspected delivery is at work by itself
     stopped: bool = False
+
+    def ended_silently(self, now: datetime, silence: timedelta) -> bool:
+        """True for a worker that has not said goodbye and is not heard of any more."""
+        return not self.stopped and now - self.beat_at > silence
 
 
 # -- money and traces: what the store is asked about --------------------------------------------------------

@@ -25,6 +25,7 @@ from urllib.parse import urlsplit
 from uuid import UUID
 
 from docsum.breakers import Breaker, Breakers
+from docsum.crashes import CrashGuard
 from docsum.errors import (
     DailyBudgetSpent,
     Disposition,
@@ -180,6 +181,7 @@ class Pipeline:
         worker: str,
         max_age: timedelta = timedelta(hours=24),
         daily_budget: Decimal | None = None,
+        crashes: CrashGuard | None = None,
     ) -> None:
         """`max_age`: how long a document waits for a source that is out of order; the budget: US dollars."""
         self.codec = codec
@@ -197,6 +199,7 @@ class Pipeline:
         self.max_age = max_age
         self.daily_budget = daily_budget
         self.breakers = Breakers(clock)
+        self._crashes = crashes or CrashGuard()
         self._flood = FloodGuard()
         self._exclusion = Exclusion()
         self._texts = ByteBudget(TEXT_BYTES)
@@ -205,7 +208,7 @@ class Pipeline:
         """The outcome of a delivery, durable. Only cancellation leaves it unfinished."""
         self.observer.started(trip.delivery)
         try:
-            trip.reference = await self._patiently(trip, "decode", self.codec.decode, trip.delivery)
+            trip.reference = await self._patiently(trip, "decode", self._decode, trip.delivery)
         except Exception as error:
             outcome = await self._settle(trip, classify(error, trip.stage))
         else:
@@ -213,6 +216,10 @@ class Pipeline:
                 outcome = await self._work(trip, trip.reference)
         self.observer.finished(trip.delivery, outcome)
         return outcome
+
+    async def _decode(self, delivery: Delivery) -> DocumentReference:
+        async with self._crashes.step("decode", delivery.at):
+            return await self.codec.decode(delivery)
 
     async def _work(self, trip: Trip, reference: DocumentReference) -> Outcome:
         try:
@@ -315,7 +322,8 @@ class Pipeline:
         try:
             async with self._texts.room(document.size):
                 trip.stage = "extract"
-                text = await self._text_of(document, recipe)
+                async with self._crashes.step("extract", trip.delivery.at):
+                    text = await self._text_of(document, recipe)
                 document.discard()
                 lane = self.topology.lane_of(trip.delivery.origin.topic)
 
@@ -401,8 +409,8 @@ class Pipeline:
                 return await self._finish(trip, Held(reason))
             await self._patiently(trip, "admit", self._admit, trip.reference)
         match decide(failure, trip.delivery, self.topology, self.clock.now(), self.max_age):
-            case DeadLetter():
-                return await self._finish(trip, DeadLettered(failure))
+            case DeadLetter(failure=last):
+                return await self._finish(trip, DeadLettered(last))
             case route:
                 retried = Retried(route.topic, route.not_before, failure, route.spent)
                 return await self._finish(trip, retried)

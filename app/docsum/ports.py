@@ -22,6 +22,7 @@ from docsum.models import (
     DeadLetterFilter,
     DeadLetterGroup,
     DeadLetterRow,
+    Death,
     Delivery,
     Document,
     DocumentReference,
@@ -173,6 +174,12 @@ class SummaryStore(Protocol):
 
     async def workers(self) -> Sequence[WorkerStatus]:
         """The newest heartbeat of every worker."""
+
+    async def bury(self, deaths: Sequence[Death]) -> None:
+        """Write down what was at work in workers that ended without a word; each death counts once."""
+
+    async def deaths(self, since: datetime) -> Sequence[Death]:
+        """Those of that time."""
 
 
 class Publisher(Protocol):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from docsum.errors import REASONS, Disposition
@@ -21,7 +21,9 @@ class Retry:
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """Copy to the dead-letter topic now."""
+    """Copy to the dead-letter topic now, with this failure."""
+
+    failure: Failure
 
 
 def decide(
@@ -34,16 +36,17 @@ def decide(
     """The next retry topic while attempts are left, else the dead-letter topic.
 
     A failure that holds or pauses reaches this only when waiting has not helped: it counts as RETRY. One that
-    is deferred waits in the longest retry topic until its first failure is `max_age` ago.
+    is deferred waits in the longest retry topic until its first failure is `max_age` ago, and then counts as
+    this document's own.
     """
     disposition = REASONS[failure.reason].disposition
     if disposition is Disposition.DEFER and topology.delays:
         since = now if delivery.first_failed_ms is None else from_ms(delivery.first_failed_ms)
         if now - since >= max_age:
-            return DeadLetter()
+            return DeadLetter(replace(failure, reason="source_unavailable"))
         delay = topology.delays[-1]
         return Retry(topology.retry(delay), now + delay, spent=False)
     if disposition is Disposition.DEAD_LETTER or delivery.attempt >= topology.max_attempts:
-        return DeadLetter()
+        return DeadLetter(failure)
     delay = topology.delays[delivery.attempt - 1]
     return Retry(topology.retry(delay), now + delay)

@@ -10,16 +10,19 @@ import signal
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, suppress
-from datetime import timedelta
+from dataclasses import replace
+from datetime import datetime, timedelta
 from typing import TypeVar
 
 import structlog
 
 from docsum.bootstrap import open_admin, open_store, setup_store, setup_topics
-from docsum.errors import BrokerUnavailable, ConfigurationError, DocsumError, StoreUnavailable
+from docsum.crashes import CrashGuard
+from docsum.errors import BrokerUnavailable, ConfigurationError, StoreUnavailable
 from docsum.extractors import DocumentExtractor
 from docsum.extractors.sandbox import Sandbox
 from docsum.fetchers import DocumentFetcher
+from docsum.heartbeat import Heart
 from docsum.kafka.admin import KafkaAdmin
 from docsum.kafka.codec import EventCodec
 from docsum.kafka.copies import RecordCopies
@@ -29,7 +32,7 @@ from docsum.kafka.security import aiokafka_security, faust_credentials
 from docsum.kafka.worker import KafkaWorker, Membership
 from docsum.models import Lane, Outcome, WorkerStatus
 from docsum.pipeline import Pipeline, Trip
-from docsum.ports import SystemClock
+from docsum.ports import Clock, SystemClock
 from docsum.settings import Settings
 from docsum.stores.clickhouse import ClickHouseStore
 from docsum.summarisers.anthropic import AnthropicSummariser, make_client
@@ -43,7 +46,6 @@ from docsum.telemetry.observer import WorkerObserver
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
-HEARTBEAT = timedelta(seconds=5)
 
 
 async def serve_worker(settings: Settings, *, set_up: bool = False) -> None:
@@ -72,19 +74,13 @@ async def serve_worker(settings: Settings, *, set_up: bool = False) -> None:
 
 async def _work(settings: Settings, stop: asyncio.Event, set_up: bool) -> None:
     topology, clock, metrics = settings.topology(), SystemClock(), Metrics()
-    name = settings.worker.instance_id or f"{platform.node()}-{os.getpid()}"
+    newborn = _newborn(settings, clock.now())
+    name = newborn.worker
     prices = Prices.load()
     prices.of(settings.model.name)  # an unknown model is an error now, never a free call later
     client = make_client(settings.model, settings.worker.max_in_flight)
-    limits, extract = settings.limits, settings.extract
-    gate = CallGate(
-        settings.worker.max_in_flight,
-        clock,
-        requests_per_minute=limits.requests_per_minute,
-        input_tokens_per_minute=limits.input_tokens_per_minute,
-        output_tokens_per_minute=limits.output_tokens_per_minute,
-    )
-    observer = WorkerObserver(metrics, clock)
+    gate, extract = _gate(settings, clock), settings.extract
+    observer, crashes = WorkerObserver(metrics, clock), CrashGuard()
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
         admin = open_admin(settings)
@@ -128,6 +124,7 @@ async def _work(settings: Settings, stop: asyncio.Event, set_up: bool) -> None:
             worker=name,
             max_age=settings.retry.max_age,
             daily_budget=settings.budget.daily_usd,
+            crashes=crashes,
         )
 
         async def process(trip: Trip) -> Outcome:
@@ -145,15 +142,28 @@ async def _work(settings: Settings, stop: asyncio.Event, set_up: bool) -> None:
             clock,
             on_share,
         )
-        metrics.follow(metrics.in_flight, lambda: len(worker.running))
-        metrics.follow(metrics.unstored, lambda: store.buffered_rows)
-        metrics.follow(metrics.partitions, lambda: len(worker.partitions))
+        _follow(metrics, worker, store)
         port = await enter(
             health.serve(settings.worker.host, settings.worker.port, metrics, lambda: worker.is_member)
         )
         _calm_the_collector()
         log.info("worker started", action="start", worker=name, model=settings.model.name, port=port)
-        beat = _heart(worker, store, observer, name)
+
+        def status(now: datetime, stopped: bool) -> WorkerStatus:
+            return replace(
+                newborn,
+                beat_at=now,
+                partitions=worker.partitions,
+                in_flight=len(worker.running),
+                holds=observer.holds(),
+                breakers=tuple(map(str, pipeline.breakers.troubles())),
+                gate=str(gate),
+                cost_in_flight=summariser.cost_in_flight,
+                stopped=stopped,
+            )
+
+        heart = Heart(store, crashes, clock, status)
+        await _when_there(stop, heart.wake)
         held = HeldTopic(
             {
                 "bootstrap_servers": settings.kafka.bootstrap_servers,
@@ -167,7 +177,7 @@ async def _work(settings: Settings, stop: asyncio.Event, set_up: bool) -> None:
             clock=clock,
         )
         aside = [
-            asyncio.create_task(_go_on_beating(beat)),
+            asyncio.create_task(heart.run()),
             asyncio.create_task(held.watch(lambda: worker.owned if worker.is_member else frozenset())),
         ]
         try:
@@ -177,8 +187,31 @@ async def _work(settings: Settings, stop: asyncio.Event, set_up: bool) -> None:
                 task.cancel()
             await _store_what_was_paid(summariser, store, settings.worker.shutdown_timeout)
             with suppress(TimeoutError):
-                await asyncio.wait_for(beat(True), 2)
+                await asyncio.wait_for(heart.beat(stopped=True), 2)
             log.info("worker stopped", action="stop", worker=name)
+
+
+def _newborn(settings: Settings, now: datetime) -> WorkerStatus:
+    """This worker before it has done anything."""
+    host, pid = platform.node(), os.getpid()
+    return WorkerStatus(settings.worker.instance_id or f"{host}-{pid}", host, pid, Lane.LIVE, now, now)
+
+
+def _gate(settings: Settings, clock: Clock) -> CallGate:
+    limits = settings.limits
+    return CallGate(
+        settings.worker.max_in_flight,
+        clock,
+        requests_per_minute=limits.requests_per_minute,
+        input_tokens_per_minute=limits.input_tokens_per_minute,
+        output_tokens_per_minute=limits.output_tokens_per_minute,
+    )
+
+
+def _follow(metrics: Metrics, worker: KafkaWorker, store: ClickHouseStore) -> None:
+    metrics.follow(metrics.in_flight, lambda: len(worker.running))
+    metrics.follow(metrics.unstored, lambda: store.buffered_rows)
+    metrics.follow(metrics.partitions, lambda: len(worker.partitions))
 
 
 def _calm_the_collector() -> None:
@@ -230,41 +263,6 @@ async def _when_there(stop: asyncio.Event, enter: Callable[[], Awaitable[T]]) ->
             await asyncio.wait_for(stop.wait(), wait)
         except TimeoutError:
             wait = min(wait * 1.2, 5.0)
-
-
-Beat = Callable[[bool], Awaitable[None]]
-
-
-def _heart(worker: KafkaWorker, store: ClickHouseStore, observer: WorkerObserver, name: str) -> Beat:
-    """Writes the heartbeat row, `stopped` or not; a store that is down misses it and that is all."""
-    clock = SystemClock()
-    started = clock.now()
-
-    async def beat(stopped: bool) -> None:
-        status = WorkerStatus(
-            worker=name,
-            host=platform.node(),
-            pid=os.getpid(),
-            lane=Lane.LIVE,
-            started_at=started,
-            beat_at=clock.now(),
-            partitions=worker.partitions,
-            in_flight=len(worker.running),
-            holds=observer.holds(),
-            stopped=stopped,
-        )
-        try:
-            await store.beat(status)
-        except DocsumError as error:
-            log.debug("no heartbeat", action="beat", message=str(error))
-
-    return beat
-
-
-async def _go_on_beating(beat: Beat) -> None:
-    while True:
-        await beat(False)
-        await asyncio.sleep(HEARTBEAT.total_seconds())
 
 
 async def _store_what_was_paid(

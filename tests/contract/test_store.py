@@ -19,6 +19,7 @@ from pydantic import SecretStr
 from docsum.errors import RowRefused, StoreMisconfigured, StoreUnavailable
 from docsum.models import (
     Answer,
+    AtRisk,
     Control,
     ControlState,
     Coordinates,
@@ -26,6 +27,7 @@ from docsum.models import (
     CostLine,
     Costs,
     DeadLetterRow,
+    Death,
     FailureRow,
     Known,
     Lane,
@@ -368,12 +370,29 @@ async def test_a_worker_shows_its_newest_heartbeat(store: SummaryStore) -> None:
         partitions=("docsum.documents[0]",),
         in_flight=3,
         holds=("The provider asked us to slow down.",),
+        breakers=("model m is out of order.",),
+        gate="3 of 64 calls",
+        cost_in_flight=Decimal("0.25"),
+        at_risk=(AtRisk("extract", Coordinates("docsum.documents", 3, 2**40)),),
+        alone=True,
         stopped=True,
     )
     other = replace(beat, worker="w-2")
     for status in (newer, beat, other):
         await store.beat(status)
     assert list(await store.workers()) == [newer, other]
+
+
+async def test_a_death_counts_once_whoever_finds_it(store: SummaryStore) -> None:
+    work = AtRisk("extract", Coordinates("docsum.backfill", 1, 7))
+    first = Death("w-1", NOW, NOW + timedelta(seconds=5), work, alone=False)
+    second = replace(
+        first, started_at=NOW + timedelta(seconds=9), died_at=NOW + timedelta(seconds=9), alone=True
+    )
+    for found in ((first,), (first, second), ()):
+        await store.bury(found)
+    assert list(await store.deaths(NOW)) == [first, second]
+    assert list(await store.deaths(NOW + timedelta(seconds=6))) == [second]
 
 
 # -- any order ---------------------------------------------------------------------------------------------

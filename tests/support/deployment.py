@@ -297,20 +297,25 @@ class Fleet(Deployment):
     def start_workers(self, *names: str) -> None:
         """Returns when all are members of the group."""
         for name in names:
-            self._ports[name] = free_port()
-            environment = self.environment | {
-                "DOCSUM_WORKER__INSTANCE_ID": name,
-                "DOCSUM_WORKER__PORT": str(self._ports[name]),
-            }
-            with self._log(name).open("ab") as log:
-                self.workers[name] = subprocess.Popen(
-                    [sys.executable, "-m", "docsum", "worker"],
-                    env=environment,
-                    cwd=self.folder,
-                    stdout=log,
-                    stderr=log,
-                )
+            self.start_worker(name)
         until(lambda: all(map(self.is_member, names)), 60, f"{names} are members")
+
+    def start_worker(self, name: str, module: str = "docsum") -> None:
+        """Returns at once; `module` is what the process runs."""
+        self._ports[name] = free_port()
+        environment = self.environment | {
+            "DOCSUM_WORKER__INSTANCE_ID": name,
+            "DOCSUM_WORKER__PORT": str(self._ports[name]),
+            "PYTHONPATH": f"{ROOT}:{ROOT / 'app'}",
+        }
+        with self._log(name).open("ab") as log:
+            self.workers[name] = subprocess.Popen(
+                [sys.executable, "-m", module, "worker"],
+                env=environment,
+                cwd=self.folder,
+                stdout=log,
+                stderr=log,
+            )
 
     def is_member(self, name: str) -> bool:
         assert self.workers[name].poll() is None, f"{name} has ended: {self.said(name)[-3000:]}"

@@ -26,12 +26,14 @@ def failure(reason: str) -> Failure:
         (1, Retry("docsum.retry.10s", NOW + timedelta(seconds=10))),
         (2, Retry("docsum.retry.30s", NOW + timedelta(seconds=30))),
         (3, Retry("docsum.retry.90s", NOW + timedelta(seconds=90))),
-        (4, DeadLetter()),
-        (99, DeadLetter()),
+        (4, None),
+        (99, None),
     ],
 )
-def test_delays_grow_until_no_attempt_is_left(attempt: int, expected: Retry | DeadLetter) -> None:
-    assert decide(failure("source_unavailable"), delivery(attempt=attempt), TOPOLOGY, NOW) == expected
+def test_delays_grow_until_no_attempt_is_left(attempt: int, expected: Retry | None) -> None:
+    failed = failure("source_unavailable")
+    decision = decide(failed, delivery(attempt=attempt), TOPOLOGY, NOW)
+    assert decision == (expected or DeadLetter(failed))
 
 
 @pytest.mark.parametrize("reason", sorted(REASONS))
@@ -46,14 +48,15 @@ def test_a_source_that_is_down_is_waited_for_in_the_longest_topic_until_its_even
     last = Retry("docsum.retry.90s", NOW + timedelta(seconds=90), spent=False)
     assert decide(down, delivery(attempt=4), TOPOLOGY, NOW) == last
     yesterday = delivery(first_failed_ms=to_ms(NOW - timedelta(hours=24)))
-    assert decide(down, yesterday, TOPOLOGY, NOW) == DeadLetter()
+    assert decide(down, yesterday, TOPOLOGY, NOW) == DeadLetter(failure("source_unavailable"))
 
 
 def test_without_delays_everything_is_tried_once() -> None:
     once = Topology(delays=())
-    assert decide(failure("source_unavailable"), delivery(), once, NOW) == DeadLetter()
+    assert isinstance(decide(failure("source_unavailable"), delivery(), once, NOW), DeadLetter)
 
 
 def test_an_attempt_beyond_shortened_delays_is_the_last() -> None:
     shortened = Topology(delays=(timedelta(seconds=10),))
-    assert decide(failure("source_unavailable"), delivery(attempt=3), shortened, NOW) == DeadLetter()
+    failed = failure("source_unavailable")
+    assert decide(failed, delivery(attempt=3), shortened, NOW) == DeadLetter(failed)

@@ -12,8 +12,10 @@ from clickhouse_connect.driver.exceptions import DatabaseError, DataError, Opera
 from docsum.errors import ConfigurationError, DocsumError, RowRefused, StoreMisconfigured, StoreUnavailable
 from docsum.models import (
     Answer,
+    AtRisk,
     Coordinates,
     DeadLetterRow,
+    Death,
     FailureRow,
     Lane,
     Recipe,
@@ -33,6 +35,7 @@ from docsum.stores.connection import Address, parse_url, translate
 from docsum.stores.tables import (
     ANSWERS,
     DEAD_LETTERS,
+    DEATHS,
     FAILURES,
     RUN_DOCUMENTS,
     RUNS,
@@ -42,6 +45,7 @@ from docsum.stores.tables import (
     Table,
     Values,
     answer_of,
+    death_of,
     in_order,
     run_document_of,
     run_of,
@@ -76,7 +80,12 @@ DOCUMENT = RunDocumentRow(RUN, "a", State.DEAD_LETTERED, "file:///a", 4, "scanne
 LETTER = DeadLetterRow(AT, AT, "a", 7, RUN, "scanned", "No text.", "extract", 4, NOW, NOW, 1, "replayed")
 FAILURE = FailureRow(NOW, "a", RUN, 1, "timeout", "extract", "retry", "Too long.", "w-1")
 A_RUN = Run(RUN, "n", "/srv", Recipe("m"), Lane.LIVE, RunState.PUBLISHED, NOW, NOW, 3, force=True, listed=2)
-WORKER = WorkerStatus("w-1", "h", 1, Lane.LIVE, NOW, NOW, ("t[0]",), 2, ("held",), stopped=True)
+WORK = AtRisk("extract", AT)
+WORKER = WorkerStatus(
+    "w-1", "h", 1, Lane.LIVE, NOW, NOW, ("t[0]",), 2, ("held",), ("open",), "5 of 64", Decimal("0.5"),
+    (WORK,), alone=True, stopped=True,
+)  # fmt: skip
+DEATH = Death("w-1", NOW, NOW, WORK, alone=True)
 
 
 @pytest.mark.parametrize(
@@ -89,6 +98,7 @@ WORKER = WorkerStatus("w-1", "h", 1, Lane.LIVE, NOW, NOW, ("t[0]",), 2, ("held",
         (FAILURES, FAILURE),
         (RUNS, A_RUN),
         (WORKERS, WORKER),
+        (DEATHS, DEATH),
     ],
 )
 def test_every_column_has_a_value(table: Table[object], row: object) -> None:
@@ -101,6 +111,7 @@ def test_rows_read_back_as_they_were_written() -> None:
     assert run_document_of(RUN_DOCUMENTS.values(DOCUMENT)[:-1]) == DOCUMENT
     assert run_of(RUNS.values(A_RUN)) == A_RUN
     assert worker_of(WORKERS.values(WORKER)) == WORKER
+    assert death_of(DEATHS.values(DEATH)) == DEATH
     values = dict(zip(SUMMARIES.columns, SUMMARIES.values(ROW), strict=True))
     assert values.pop("is_deleted") == 0
     read: Values = tuple(values.values())

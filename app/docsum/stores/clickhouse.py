@@ -32,6 +32,7 @@ from docsum.models import (
     DeadLetterFilter,
     DeadLetterGroup,
     DeadLetterRow,
+    Death,
     Known,
     Rows,
     Run,
@@ -51,6 +52,7 @@ from docsum.stores.tables import (
     ANSWERS,
     AUDIT,
     CONTROLS,
+    DEATHS,
     RUN_DOCUMENT_COLUMNS,
     RUNS,
     SUMMARY_COLUMNS,
@@ -58,6 +60,7 @@ from docsum.stores.tables import (
     Table,
     Values,
     answer_of,
+    death_of,
     in_order,
     known_of,
     run_document_of,
@@ -113,6 +116,11 @@ _DOCUMENT_RUNS = _select(
     "FROM run_documents WHERE document_id = {document_id:String} ORDER BY written_at DESC, run_id",
 )
 _WORKER_LIST = _select(WORKERS.columns, "FROM workers ORDER BY worker")
+_DEATHS = _select(
+    DEATHS.columns,
+    "FROM worker_deaths WHERE died_at >= {since:DateTime64(3, 'UTC')} "
+    "ORDER BY worker, started_at, stage, kafka_topic, kafka_partition, kafka_offset",
+)
 _AUDITS = _select(AUDIT.columns, "FROM audit ORDER BY at DESC LIMIT {limit:UInt32}")
 _TYPES = """SELECT name, type FROM system.columns
 WHERE database = currentDatabase() AND table = {table:String}"""
@@ -313,6 +321,13 @@ class ClickHouseStore:
 
     async def workers(self) -> Sequence[WorkerStatus]:
         return [worker_of(values) for values in await self._query(_WORKER_LIST)]
+
+    async def bury(self, deaths: Sequence[Death]) -> None:
+        if deaths:
+            await self._insert_rows(DEATHS, deaths, uuid4().hex)
+
+    async def deaths(self, since: datetime) -> Sequence[Death]:
+        return [death_of(values) for values in await self._query(_DEATHS, since=since)]
 
     async def dead_letter_groups(self, meant: DeadLetterFilter) -> Sequence[DeadLetterGroup]:
         return await dead_letters.groups(self._query, meant)

@@ -13,6 +13,7 @@ from docsum.models import (
     EPOCH,
     RESOLVED,
     Answer,
+    AtRisk,
     AuditRow,
     Control,
     Coordinates,
@@ -22,6 +23,7 @@ from docsum.models import (
     DeadLetterFilter,
     DeadLetterGroup,
     DeadLetterRow,
+    Death,
     FailureRow,
     Known,
     Rows,
@@ -55,6 +57,7 @@ class MemoryStore:
         self._runs: dict[UUID, Run] = {}
         self._controls: dict[UUID, Control] = {}
         self._workers: dict[str, WorkerStatus] = {}
+        self._deaths: dict[tuple[str, datetime, AtRisk], Death] = {}
         self.dead_letter_rows: dict[Coordinates, DeadLetterRow] = {}
         self._audit: list[AuditRow] = []
         self.unavailable_since: datetime | None = None
@@ -263,6 +266,13 @@ class MemoryStore:
 
     async def workers(self) -> Sequence[WorkerStatus]:
         return [self._workers[name] for name in sorted(self._workers)]
+
+    async def bury(self, deaths: Sequence[Death]) -> None:
+        for death in deaths:
+            self._deaths[(death.worker, death.started_at, death.work)] = death
+
+    async def deaths(self, since: datetime) -> Sequence[Death]:
+        return [death for _, death in sorted(self._deaths.items()) if death.died_at >= since]
 
     async def control(self, target: UUID) -> Control:
         return self._controls.get(target) or Control(target)

@@ -11,11 +11,13 @@ from typing import Any, Generic, TypeVar
 
 from docsum.models import (
     Answer,
+    AtRisk,
     AuditRow,
     Control,
     ControlState,
     Coordinates,
     DeadLetterRow,
+    Death,
     FailureRow,
     Known,
     Lane,
@@ -472,8 +474,22 @@ def _worker_values(status: WorkerStatus) -> Values:
         list(status.partitions),
         status.in_flight,
         _utf8s(status.holds),
+        _utf8s(status.breakers),
+        status.gate,
+        status.cost_in_flight,
+        [_work_values(work) for work in status.at_risk],
+        status.alone,
         status.stopped,
     )
+
+
+def _work_values(work: AtRisk) -> Values:
+    return (work.stage, work.at.topic, work.at.partition, work.at.offset)
+
+
+def _work_of(values: Values) -> AtRisk:
+    stage, *place = values
+    return AtRisk(stage, Coordinates(*place))
 
 
 WORKERS = Table(
@@ -488,6 +504,11 @@ WORKERS = Table(
         "partitions",
         "in_flight",
         "holds",
+        "breakers",
+        "gate",
+        "cost_in_flight",
+        "at_risk",
+        "alone",
         "stopped",
     ),
     _worker_values,
@@ -496,7 +517,10 @@ WORKERS = Table(
 
 def worker_of(values: Values) -> WorkerStatus:
     """The heartbeat that a row of `WORKERS.columns` is."""
-    worker, host, pid, lane, started_at, beat_at, partitions, in_flight, holds, stopped = values
+    (
+        worker, host, pid, lane, started_at, beat_at, partitions, in_flight, holds, breakers, gate, cost,
+        at_risk, alone, stopped,
+    ) = values  # fmt: skip
     return WorkerStatus(
         worker,
         host,
@@ -507,8 +531,40 @@ def worker_of(values: Values) -> WorkerStatus:
         tuple(partitions),
         in_flight,
         tuple(holds),
+        tuple(breakers),
+        gate,
+        cost,
+        tuple(_work_of(work) for work in at_risk),
+        alone,
         stopped,
     )
+
+
+def _death_values(death: Death) -> Values:
+    work = _work_values(death.work)
+    return (death.worker, death.started_at, death.died_at, *work, death.alone)
+
+
+DEATHS = Table(
+    "worker_death_versions",
+    (
+        "worker",
+        "started_at",
+        "died_at",
+        "stage",
+        "kafka_topic",
+        "kafka_partition",
+        "kafka_offset",
+        "alone",
+    ),
+    _death_values,
+)
+
+
+def death_of(values: Values) -> Death:
+    """The death that a row of `DEATHS.columns` is."""
+    worker, started_at, died_at, *work, alone = values
+    return Death(worker, started_at, died_at, _work_of(tuple(work)), alone)
 
 
 # -- together ----------------------------------------------------------------------------------------------
@@ -523,6 +579,7 @@ TABLES: tuple[Table[Any], ...] = (  # Any: each table has its own row type
     CONTROLS,
     AUDIT,
     WORKERS,
+    DEATHS,
 )
 VIEWS = (
     "answers",
@@ -533,6 +590,7 @@ VIEWS = (
     "run_progress",
     "controls",
     "workers",
+    "worker_deaths",
 )
 
 

@@ -168,6 +168,7 @@ class AnthropicSummariser:
         self._queues: dict[str, _Queue] = {}
         self._calls: dict[str, _Call] = {}  # those that were sent, by fingerprint
         self._recent: OrderedDict[str, list[Answer]] = OrderedDict()
+        self.cost_in_flight = Decimal(0)  # US dollars, estimated: of the calls that were not answered yet
 
     @property
     def in_flight(self) -> int:
@@ -331,11 +332,14 @@ class AnthropicSummariser:
             if self._store.unavailable_since is not None:
                 raise StoreUnavailable("No call is made while its answer could not be stored.")
             self._calls[order.fingerprint] = this
+            estimate = self._prices.cost(request.model, _expected(request), Lane.LIVE)
+            self.cost_in_flight += estimate
             order.job.paid()
             try:
                 answer, parsed = await self._ask(order, max_tokens)
             finally:
                 del self._calls[order.fingerprint]
+                self.cost_in_flight -= estimate
         permit.used(_prompt_tokens(answer.usage), answer.usage.output_tokens)
         return answer, parsed
 
@@ -363,8 +367,7 @@ class AnthropicSummariser:
 
     def _lost(self, order: _Order, detail: str) -> Reply:
         """In place of the reply to a request that may have been served: estimated, never forgotten."""
-        usage = Usage(order.request.input_tokens, order.request.expected_tokens)
-        return Reply(f"lost-{uuid4()}", "", usage, "lost", detail)
+        return Reply(f"lost-{uuid4()}", "", _expected(order.request), "lost", detail)
 
     def _keep(self, order: _Order, reply: Reply, sent_at: float) -> Answer:
         answer = Answer(
@@ -390,6 +393,10 @@ class AnthropicSummariser:
         if len(self._recent) > _REMEMBERED:
             self._recent.popitem(last=False)
         return answer
+
+
+def _expected(request: Request) -> Usage:
+    return Usage(request.input_tokens, request.expected_tokens)
 
 
 def _boundary() -> str:

@@ -121,6 +121,9 @@ class CallGate:
         self._limited = bool(requests_per_minute or input_tokens_per_minute or output_tokens_per_minute)
         self._cool_until = 0.0  # 0 = not cooling down
         self._share = 1.0
+        self._most = max_in_flight
+        self._waiting = 0
+        self._in_flight = 0
 
     @property
     def share(self) -> float:
@@ -132,6 +135,23 @@ class CallGate:
         if not 0 <= share <= 1:
             raise ValueError(f"A share is between 0 and 1, not {share}.")
         self._share = share
+
+    def __str__(self) -> str:
+        """What a person wants to know: how many calls, how many wait, and what for."""
+        parts = [f"{self._in_flight} of {self._most} calls"]
+        if self._waiting:
+            parts.append(f"{self._waiting} wait")
+        for budget, unit in (
+            (self._requests, "requests"),
+            (self._input, "input tokens"),
+            (self._output, "output tokens"),
+        ):
+            if budget.limit:
+                parts.append(f"{budget.limit * self._share:,.0f} of {budget.limit:,} {unit}/min")
+        cooling = self._cool_until - self._clock.monotonic()
+        if self._cool_until and cooling > 0:
+            parts.append(f"no call for {cooling:.0f} s: the provider asked us to slow down")
+        return ", ".join(parts)
 
     def permit(self, input_tokens: int, output_tokens: int) -> Permit:
         """Waits its turn when entered; the estimates are of this call.
@@ -153,6 +173,15 @@ class CallGate:
 
     async def enter(self, input_tokens: int, output_tokens: int) -> tuple[_Spent, ...]:
         """For `Permit`: returns when the call may start, with what it took."""
+        self._waiting += 1
+        try:
+            spent = await self._enter(input_tokens, output_tokens)
+        finally:
+            self._waiting -= 1
+        self._in_flight += 1
+        return spent
+
+    async def _enter(self, input_tokens: int, output_tokens: int) -> tuple[_Spent, ...]:
         await self._places.acquire()
         if not self._limited and not self._cool_until:
             return ()
@@ -180,6 +209,7 @@ class CallGate:
 
     def leave(self) -> None:
         """For `Permit`."""
+        self._in_flight -= 1
         self._places.release()
 
     def correct(self, spent: tuple[_Spent, ...], input_tokens: int, output_tokens: int) -> None:
