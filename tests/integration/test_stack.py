@@ -81,7 +81,9 @@ async def main():
     async with Stack.open(home) as stack:
         stages = [[spec(*item) for item in stage.items()] for stage in plan]
         stack.port("kafka")
-        await stack.run(stages, {{"kafka": "127.0.0.1:1"}})
+        def worker(number):
+            return spec(f"worker-{{number}}", sys.argv[3])
+        await stack.run(stages, {{"kafka": "127.0.0.1:1"}}, worker=worker)
 
 try:
     asyncio.run(main())
@@ -97,10 +99,11 @@ class Supervised:
 
     def __init__(self, home: Path) -> None:
         self.home = home
+        self.more = ""  # how further workers behave
         self._popens: list[subprocess.Popen[str]] = []
 
     def argv(self, plan: Plan) -> list[str]:
-        return [sys.executable, "-c", SUPERVISOR, str(self.home), json.dumps(plan)]
+        return [sys.executable, "-c", SUPERVISOR, str(self.home), json.dumps(plan), self.more]
 
     def start(self, plan: Plan) -> subprocess.Popen[str]:
         popen = subprocess.Popen(
@@ -363,6 +366,35 @@ async def test_only_what_runs_can_be_restarted(supervised: Supervised) -> None:
     await asyncio.to_thread(supervised.up, [{"worker": "stay"}])
     with pytest.raises(StackError, match="no process worker-9"):
         await stack_control.restart(supervised.home, {"worker-9": None}, timedelta(seconds=1))
+
+
+async def test_workers_join_and_the_newest_leave(supervised: Supervised) -> None:
+    popen = supervised.up([{"kafka": ""}, {"worker-1": ""}])
+    first = supervised.pid("worker-1")
+    state = await stack_control.scale(supervised.home, 3, timedelta(seconds=20))
+    assert [process.name for process in state.processes] == ["kafka", "worker-1", "worker-2", "worker-3"]
+    assert state.ready
+    os.kill(supervised.pid("worker-3"), signal.SIGKILL)
+    until(lambda: supervised.process("worker-3").restarts == 1 and supervised.state.ready)
+    state = await stack_control.scale(supervised.home, 1, timedelta(seconds=20))
+    assert [process.name for process in state.processes] == ["kafka", "worker-1"]
+    assert supervised.pid("worker-1") == first
+    assert {"stopped worker-2", "stopped worker-3"} <= set(supervised.events)
+    assert await stack_control.scale(supervised.home, 1, timedelta(seconds=20)) == supervised.state
+    popen.terminate()
+    assert popen.wait(20) == 0
+
+
+async def test_a_further_worker_that_does_not_start_is_told_and_can_be_taken_away(
+    supervised: Supervised,
+) -> None:
+    supervised.more = "78"
+    supervised.up([{"kafka": ""}, {"worker-1": ""}])
+    with pytest.raises(StackFailed, match="worker-2 does not start: it exited with code 78"):
+        await stack_control.scale(supervised.home, 2, timedelta(seconds=20))
+    assert supervised.process("worker-1").state is State.READY
+    state = await stack_control.scale(supervised.home, 1, timedelta(seconds=20))
+    assert state.ready
 
 
 async def test_a_detached_stack_is_ready_when_detach_returns_and_ends_by_stop(supervised: Supervised) -> None:

@@ -13,6 +13,7 @@ from docsum.local.stack_state import (
     ProcessState,
     StackState,
     State,
+    Wish,
     environment_digest,
     find,
     post_request,
@@ -85,11 +86,12 @@ def test_the_last_lines_are_those_of_the_newest_life(tmp_path: Path) -> None:
 
 
 def test_a_request_is_taken_once_and_waits_for_the_one_before(tmp_path: Path) -> None:
-    assert post_request(tmp_path, {"worker-1": {"ANTHROPIC_API_KEY": "k"}, "worker-2": None})
-    assert not post_request(tmp_path, {"api": None})
+    wish = Wish(restart={"worker-1": {"ANTHROPIC_API_KEY": "k"}, "worker-2": None}, workers=3)
+    assert post_request(tmp_path, wish)
+    assert not post_request(tmp_path, Wish(workers=1))
     assert stat.S_IMODE((tmp_path / "stack.request.json").stat().st_mode) == 0o600
-    assert take_request(tmp_path) == {"worker-1": {"ANTHROPIC_API_KEY": "k"}, "worker-2": None}
-    assert take_request(tmp_path) == {}
+    assert take_request(tmp_path) == wish
+    assert take_request(tmp_path) == Wish()
     assert list(tmp_path.iterdir()) == []
 
 

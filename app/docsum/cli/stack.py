@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from docsum.settings import Settings
 
 
+WORKERS = 2  # processes, unless told otherwise
+
+
 def register(app: typer.Typer, name: str) -> None:
     """Adds `docsum up` or `docsum down`."""
     app.command(name)(up if name == "up" else down)
@@ -29,7 +32,15 @@ def up(
     detach: Annotated[
         bool, typer.Option("-d", "--detach", help="In the background, once it is ready.")
     ] = False,
-    workers: Annotated[int, typer.Option(min=1, max=64, help="Worker processes.")] = 2,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=64,
+            show_default="2",
+            help="Worker processes; of a running docsum: changes their number.",
+        ),
+    ] = None,
     local_model: Annotated[bool, typer.Option("--local-model", hidden=True)] = False,
 ) -> None:
     """Run everything on this machine: Kafka, the ClickHouse engine, a local model server and workers.
@@ -38,8 +49,10 @@ def up(
 
     \b
       docsum up
-      docsum up -d --workers 4
+      docsum up -d
+      docsum up --workers 4
     """
+    from docsum.local.stack_state import find
     from docsum.settings import load
 
     settings = load()
@@ -48,28 +61,40 @@ def up(
             "DOCSUM_KAFKA__BOOTSTRAP_SERVERS names a deployment of your own: unset it for the local stack."
         )
     download(settings)
-    finish(_detached(settings, workers, local_model) if detach else _here(settings, workers, local_model))
+    scales = workers is not None and find(settings.home) is not None
+    finish((_detached if detach or scales else _here)(settings, workers, local_model))
 
 
-async def _detached(settings: Settings, workers: int, local_model: bool) -> Code:
-    from docsum.local.compose import ensure_stack
+async def _detached(settings: Settings, workers: int | None, local_model: bool) -> Code:
+    from docsum.local.compose import ensure_stack, scale_stack
 
     with starting() as seen:
-        stack = await ensure_stack(settings, workers=workers, local_model=local_model, seen=seen)
-    count = sum(process.name.startswith("worker-") for process in stack.state.processes)
-    say(f"docsum runs in {settings.home} with {count} workers. {stack.model_line}")
-    if not stack.started and count != workers:
-        say(f"It ran already: `docsum down`, then `docsum up -d --workers {workers}` changes their number.")
+        stack = await ensure_stack(settings, workers=workers or WORKERS, local_model=local_model, seen=seen)
+    before = _count(stack.state)
+    if workers not in (None, before):
+        say(
+            f"Changing the number of workers from {before} to {workers}: those that leave finish their calls."
+        )
+        await scale_stack(settings, workers, local_model=local_model)
+    count, partitions = workers or before, settings.topics.partitions
+    kept = f"{count} {'worker' if count == 1 else 'workers'}"
+    say(f"docsum runs in {settings.home} with {kept}. {stack.model_line}")
+    if count > partitions:
+        say(f"The topics have {partitions} partitions: more workers than that have nothing to do.")
     next_step("`docsum run FOLDER`, `docsum status`, `docsum down`")
     return Code.OK
 
 
-async def _here(settings: Settings, workers: int, local_model: bool) -> Code:
+def _count(state: StackState) -> int:
+    return sum(process.name.startswith("worker-") for process in state.processes)
+
+
+async def _here(settings: Settings, workers: int | None, local_model: bool) -> Code:
     from docsum.local.compose import run_stack
 
     say(f"Starting docsum in {settings.home}; Ctrl-C stops it.")
     with _shown() as seen:
-        await run_stack(settings, workers=workers, local_model=local_model, seen=seen)
+        await run_stack(settings, workers=workers or WORKERS, local_model=local_model, seen=seen)
     say("docsum is stopped; `docsum up` goes on where it was.")
     return Code.OK
 

@@ -20,7 +20,7 @@ from docsum.local.kafka import kafka_spec
 from docsum.local.loopback import HOST, http_ready
 from docsum.local.process import ProcessSpec
 from docsum.local.stack import Stack
-from docsum.local.stack_control import detach, restart, stop
+from docsum.local.stack_control import detach, restart, scale, stop
 from docsum.local.stack_state import StackError, StackState, environment_digest, find
 from docsum.settings import Fetch, Settings
 
@@ -119,7 +119,14 @@ async def run_stack(
     jars = await asyncio.to_thread(ensure_jars, _cache())
     async with Stack.open(settings.home) as stack:
         plan = _Plan(settings, stack, local_model)
-        await stack.run(plan.stages(jars, workers), plan.addresses, seen)
+        await stack.run(plan.stages(jars, workers), plan.addresses, seen, plan.worker)
+
+
+async def scale_stack(settings: Settings, workers: int, *, local_model: bool = False) -> StackState:
+    """So many workers in the running stack, with the settings of now. Raises StackError."""
+    timeout = settings.worker.shutdown_timeout + START_TIMEOUT
+    state = await scale(settings.home, workers, timeout)
+    return await _with_current_settings(settings, state, local_model)
 
 
 async def stop_stack(settings: Settings) -> bool:
@@ -150,7 +157,7 @@ class _Plan:
             self._engine(),
             self._model_server(),
         ]
-        return [base, [self._worker(number) for number in range(1, workers + 1)]]
+        return [base, [self.worker(number) for number in range(1, workers + 1)]]
 
     def _engine(self) -> ProcessSpec:
         port, data = self.stack.port("clickhouse"), self.home / "clickhouse"
@@ -174,7 +181,7 @@ class _Plan:
             port=port,
         )
 
-    def _worker(self, number: int) -> ProcessSpec:
+    def worker(self, number: int) -> ProcessSpec:
         name = f"worker-{number}"
         port = self.stack.port(name)
         settings = _reached(with_model(self.settings, self.local_model), self.addresses)
@@ -290,4 +297,4 @@ def allow(settings: Settings, place: str) -> None:
         draft.replace(path)
 
 
-__all__ = ["LocalStack", "StackError", "attach", "ensure_stack", "run_stack", "stop_stack"]
+__all__ = ["LocalStack", "StackError", "attach", "ensure_stack", "run_stack", "scale_stack", "stop_stack"]

@@ -7,13 +7,12 @@ reverse order. Should the supervisor be killed, its reaper (see `reaper.py`) end
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -23,16 +22,14 @@ from types import FrameType
 from docsum.local import reaper
 from docsum.local.loopback import free_port
 from docsum.local.process import Ending, Process, ProcessSpec, crashes_in_a_row, describe, next_start
+from docsum.local.stack_home import end_leftovers, locked
 from docsum.local.stack_state import (
     ProcessState,
-    StackError,
     StackFailed,
-    StackRunning,
     StackState,
     State,
     environment_digest,
     take_request,
-    until,
 )
 
 _ONE_WISH = 0.5  # seconds: a terminal and a wrapper such as make both pass the same Ctrl-C on
@@ -48,6 +45,7 @@ class _Child:
         self.process: Process | None = None
         self.keeper: asyncio.Task[None] | None = None
         self.up: asyncio.Future[None] = asyncio.get_running_loop().create_future()  # ready once, or given up
+        self.up.add_done_callback(asyncio.Future.exception)  # of a later one nobody waits for it here
         self.turn = asyncio.Lock()  # stops and restarts one after the other
 
 
@@ -64,7 +62,9 @@ class Stack:
         self._birth = reaper.birth(os.getpid())
         self._reaper: Process | None = None
         self._pipe = -1
-        self._restarts: set[asyncio.Task[None]] = set()
+        self._worker: Callable[[int], ProcessSpec] | None = None
+        self._requests: set[asyncio.Task[None]] = set()
+        self._scaling = asyncio.Lock()
         self._stop_wished = asyncio.Event()
         self._stop_wished_at = 0.0
         self._hurry = False
@@ -78,10 +78,10 @@ class Stack:
 
         Raises StackRunning when there is one already.
         """
-        with _locked(home):
+        with locked(home):
             earlier = StackState.load(home)
             if earlier is not None:
-                await _end_leftovers(earlier)
+                await end_leftovers(earlier)
             take_request(home)
             yield cls(home, earlier)
 
@@ -100,16 +100,17 @@ class Stack:
         stages: Sequence[Sequence[ProcessSpec]],
         addresses: Mapping[str, str],
         on_change: Callable[[StackState], None] = lambda _state: None,
+        worker: Callable[[int], ProcessSpec] | None = None,
     ) -> None:
         """Runs the processes until SIGINT, SIGTERM or SIGHUP; a second signal kills them. Main thread only.
 
-        All start at once, for who needs another waits for it; stages stop in the reverse order. The
-        addresses are for other processes, to be found in `stack.json`. Raises StackFailed when a process does
-        not come up; whatever happens, nothing runs any more afterwards.
+        All start at once, for who needs another waits for it; stages stop in the reverse order. The addresses
+        are for other processes, to be found in `stack.json`. `worker` makes a further process of the last
+        stage, by its number from 1, when more are asked for. Raises StackFailed when a process does not come
+        up; whatever happens, nothing runs any more afterwards.
         """
-        logs = self._home / "logs"
-        self._children = [[_Child(spec, logs / f"{spec.name}.log") for spec in stage] for stage in stages]
-        self._addresses, self._on_change = addresses, on_change
+        self._children = [[self._child(spec) for spec in stage] for stage in stages]
+        self._addresses, self._on_change, self._worker = addresses, on_change, worker
         with self._signals():
             self._start_reaper()
             reaping = asyncio.create_task(self._keep_reaper())
@@ -141,12 +142,26 @@ class Stack:
             await asyncio.gather(*(child.up for child in stage))
 
     async def _stop_all(self) -> None:
-        for restart in self._restarts:
-            restart.cancel()
+        for request in self._requests:
+            request.cancel()
         for stage in reversed(self._children):
             await asyncio.gather(*(self._stop(child) for child in stage))
 
+    async def _scale(self, count: int) -> None:
+        """So many processes in the last stage; the newest leave first."""
+        async with self._scaling:
+            workers = self._children[-1]
+            while self._worker is not None and len(workers) < count:
+                workers.append(self._child(self._worker(len(workers) + 1)))
+                self._start(workers[-1])
+            await asyncio.gather(*(self._stop(child) for child in workers[count:]))
+            del workers[count:]
+            self._changed()
+
     # One process
+
+    def _child(self, spec: ProcessSpec) -> _Child:
+        return _Child(spec, self._home / "logs" / f"{spec.name}.log")
 
     def _start(self, child: _Child) -> None:
         child.keeper = asyncio.create_task(self._keep(child))
@@ -307,11 +322,18 @@ class Stack:
     def _take_request(self) -> None:
         if self._stop_wished.is_set():
             return
-        wishes = take_request(self._home)
-        for child in (child for stage in self._children for child in stage if child.spec.name in wishes):
-            restart = asyncio.create_task(self._restart(child, wishes[child.spec.name]))
-            self._restarts.add(restart)
-            restart.add_done_callback(self._restarts.discard)
+        wish = take_request(self._home)
+        for child in (
+            child for stage in self._children for child in stage if child.spec.name in wish.restart
+        ):
+            self._do(self._restart(child, wish.restart[child.spec.name]))
+        if wish.workers is not None:
+            self._do(self._scale(wish.workers))
+
+    def _do(self, work: Coroutine[None, None, None]) -> None:
+        request = asyncio.create_task(work)
+        self._requests.add(request)
+        request.add_done_callback(self._requests.discard)
 
     def _notice_exits(self) -> None:
         for process in self._living():
@@ -357,41 +379,3 @@ class Stack:
         os.close(self._pipe)
         if self._reaper is not None:
             await asyncio.wait({self._reaper.exited})
-
-
-@contextmanager
-def _locked(home: Path) -> Iterator[None]:
-    """Holds the home's lock, which ends with this process however it ends."""
-    home.mkdir(mode=0o700, parents=True, exist_ok=True)
-    (home / "logs").mkdir(exist_ok=True)
-    with os.fdopen(os.open(home / "stack.lock", os.O_RDWR | os.O_CREAT, 0o600), "r+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            message = (
-                f"docsum runs in {home} already, as process {lock.read().strip()}; `docsum down` ends it."
-            )
-            raise StackRunning(message) from None
-        lock.truncate()
-        lock.write(str(os.getpid()))
-        lock.flush()
-        yield
-
-
-async def _end_leftovers(earlier: StackState) -> None:
-    """Waits until nothing of a killed supervisor runs any more, for two may not open the same data.
-
-    Its reaper ends them, and then itself; we do it where that was killed too. Raises StackError.
-    """
-    with suppress(TimeoutError):
-        await until(lambda: reaper.birth(earlier.reaper_pid) != earlier.reaper_birth, timedelta(seconds=10))
-    leftovers = {each.pid: each.birth for each in earlier.processes if each.pid is not None}
-    await asyncio.to_thread(reaper.end, _alive(leftovers))
-    if alive := _alive(leftovers):
-        raise StackError(
-            f"Processes of an earlier start do not end: {', '.join(map(str, alive))}; kill them."
-        )
-
-
-def _alive(processes: Mapping[int, str]) -> dict[int, str]:
-    return {pid: mark for pid, mark in processes.items() if mark and reaper.birth(pid) == mark}

@@ -18,6 +18,7 @@ from docsum.local.stack_state import (
     StackFailed,
     StackState,
     State,
+    Wish,
     find,
     last_lines,
     post_request,
@@ -55,20 +56,56 @@ async def restart(home: Path, environments: Environments, timeout: timedelta) ->
         raise StackError(f"No docsum runs in {home}; `docsum up` starts it.")
     if unknown := [name for name in environments if before.process(name) is None]:
         raise StackError(f"There is no process {unknown[0]} in {home}.")
+    return await _asked(
+        home, before, Wish(restart=environments), lambda now: _restarted(before, now, environments), timeout
+    )
+
+
+async def scale(home: Path, workers: int, timeout: timedelta) -> StackState:
+    """Changes the number of workers, and waits until the new ones are ready and the others have left.
+
+    Raises StackFailed when one does not come up, StackError when none runs or it takes longer.
+    """
+    before = find(home)
+    if before is None:
+        raise StackError(f"No docsum runs in {home}; `docsum up` starts it.")
+    wanted = {f"worker-{number}" for number in range(1, workers + 1)}
+    return await _asked(
+        home, before, Wish(workers=workers), lambda now: _scaled(before, now, wanted), timeout
+    )
+
+
+async def _asked(
+    home: Path, before: StackState, wish: Wish, done: Callable[[StackState], bool], timeout: timedelta
+) -> StackState:
+    """The state once the supervisor has done what it was asked."""
+
+    def is_done() -> bool:
+        now = find(home)
+        if now is None or now.pid != before.pid:
+            raise StackError("docsum was stopped meanwhile.")
+        return done(now)
+
     try:
-        await until(lambda: post_request(home, environments), timeout)
+        await until(lambda: post_request(home, wish), timeout)
         os.kill(before.pid, signal.SIGUSR1)
-        await until(lambda: _restarted(before, find(home), environments), timeout)
+        await until(is_done, timeout)
     except TimeoutError:
-        raise StackError(
-            f"{', '.join(environments)} did not restart in {timeout}; see {home / 'logs'}."
-        ) from None
+        raise StackError(f"The workers are not ready after {timeout}; see {home / 'logs'}.") from None
     return find(home) or before
 
 
-def _restarted(before: StackState, now: StackState | None, names: Environments) -> bool:
-    if now is None or now.pid != before.pid:
-        raise StackError("docsum was stopped meanwhile.")
+def _scaled(before: StackState, now: StackState, wanted: set[str]) -> bool:
+    workers = [process for process in now.processes if process.name.startswith("worker-")]
+    for process in workers:
+        if process.state is State.FAILED and process != before.process(process.name):
+            raise StackFailed(process)
+    return {process.name for process in workers} == wanted and all(
+        process.state is State.READY for process in workers
+    )
+
+
+def _restarted(before: StackState, now: StackState, names: Environments) -> bool:
     for name in names:
         process, earlier = now.process(name), before.process(name)
         assert process is not None and earlier is not None

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 from functools import cache
 from pathlib import Path
@@ -24,6 +24,14 @@ _LOOK_EVERY = 0.05  # seconds
 
 #: What to restart; each with its whole new environment, or None for the one that it has.
 Environments = Mapping[str, Mapping[str, str] | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What another process asks of a supervisor."""
+
+    restart: Environments = field(default_factory=dict)
+    workers: int | None = None  # how many there shall be; None: as many as there are
 
 
 class StackError(DocsumError):
@@ -137,11 +145,10 @@ def last_lines(log: Path, start: int, limit: int) -> list[str]:
         return file.read().decode(errors="replace").splitlines()[-limit:]
 
 
-def post_request(home: Path, environments: Environments) -> bool:
-    """Leaves a wish to restart processes for the supervisor; False while another wish waits."""
-    content = json.dumps({"restart": {name: {"env": env} for name, env in environments.items()}})
+def post_request(home: Path, wish: Wish) -> bool:
+    """Leaves a wish for the supervisor; False while another one waits."""
     draft = home / f"stack.request.{os.getpid()}"
-    _write_private(draft, content.encode())
+    _write_private(draft, json.dumps(asdict(wish)).encode())
     try:
         _request(home).hardlink_to(draft)  # unlike a rename it never takes another one's place
     except FileExistsError:
@@ -151,14 +158,14 @@ def post_request(home: Path, environments: Environments) -> bool:
     return True
 
 
-def take_request(home: Path) -> Environments:
+def take_request(home: Path) -> Wish:
     """The wish that was left, removed from the disk since it may hold keys; empty if there is none."""
     try:
         content = json.loads(_request(home).read_bytes())
     except OSError:
-        return {}
+        return Wish()
     _request(home).unlink(missing_ok=True)
-    return {name: wish["env"] for name, wish in content["restart"].items()}
+    return Wish(**content)
 
 
 async def until(condition: Callable[[], bool], timeout: timedelta) -> None:
