@@ -14,6 +14,9 @@ pytest_plugins = ["tests.support.broker", "tests.support.engine"]
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--chaos-documents", default="300", help="documents of the kill test")
     parser.addoption("--chaos-seed", default="1", help="seed of its schedule")
+    parser.addoption(
+        "--control-documents", default="300", help="documents of the run that is paused and resumed"
+    )
     parser.addoption("--held-documents", default="1000", help="documents of a paused run in the held topic")
 
 

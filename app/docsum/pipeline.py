@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -127,6 +127,10 @@ class Trip:
         return not self.paid and self.stage not in ("publish", "store")
 
 
+class _Unwanted(Exception):
+    """What was about to be bought is not wanted any more, or not now: the delivery is looked at afresh."""
+
+
 def source_of(uri: str) -> str | None:
     """What may be out of order as a whole: the host or bucket of an address; None for files."""
     try:
@@ -223,20 +227,25 @@ class Pipeline:
 
     async def _work(self, trip: Trip, reference: DocumentReference) -> Outcome:
         try:
-            await self._patiently(trip, "admit", self._admit, reference)
-            run = trip.run = await self._run_of(trip, reference)
-            if run is not None and (reason := await self._patiently(trip, "lookup", self._held_back, run)):
-                return await self._finish(trip, Held(reason))
-            recipe = run.recipe if run else self.recipe
-            verdict = await self._verdict(trip, reference, recipe, run)
-            if verdict is None:
-                model = self.breakers.of(f"model {recipe.model}")
-                verdict = await self._patiently(
-                    trip, "fetch", self._read_and_summarise, trip, reference, recipe, model, breaker=model
-                )
-            return await self._finish(trip, verdict)
+            while True:
+                with suppress(_Unwanted):
+                    return await self._finish(trip, await self._outcome(trip, reference))
         except Exception as error:
             return await self._settle(trip, classify(error, trip.stage))
+
+    async def _outcome(self, trip: Trip, reference: DocumentReference) -> Outcome:
+        await self._patiently(trip, "admit", self._admit, reference)
+        run = trip.run = await self._run_of(trip, reference)
+        if run is not None and (reason := await self._patiently(trip, "lookup", self._held_back, run)):
+            return Held(reason)
+        recipe = run.recipe if run else self.recipe
+        verdict = await self._verdict(trip, reference, recipe, run)
+        if verdict is not None:
+            return verdict
+        model = self.breakers.of(f"model {recipe.model}")
+        return await self._patiently(
+            trip, "fetch", self._read_and_summarise, trip, reference, recipe, model, breaker=model
+        )
 
     async def _run_of(self, trip: Trip, reference: DocumentReference) -> Run | None:
         if reference.run_id is None:
@@ -259,6 +268,16 @@ class Pipeline:
             if spent >= budget:
                 sentence = f"${spent:.2f} are spent today, DOCSUM_BUDGET__DAILY_USD allows ${budget:.2f}."
                 raise DailyBudgetSpent(sentence, retry_after=LOOK_AGAIN)
+
+    async def _refuse_unwanted(self, reference: DocumentReference) -> None:
+        """Right before a call: much may have been asked for while the delivery waited for its turn."""
+        try:
+            await self._admit(reference)
+        except (WorkPaused, DailyBudgetSpent):
+            raise _Unwanted from None
+        run = await self.store.run(reference.run_id) if reference.run_id else None
+        if run and (run.wanted is ControlState.CANCELLED or await self._held_back(run)):
+            raise _Unwanted
 
     async def _held_back(self, run: Run) -> str:
         """Why the deliveries of a run rest; empty where they go on."""
@@ -327,12 +346,13 @@ class Pipeline:
                 document.discard()
                 lane = self.topology.lane_of(trip.delivery.origin.topic)
 
-                def paid() -> None:
+                async def before_paying() -> None:
+                    await self._refuse_unwanted(reference)
                     trip.paid = True
 
                 async def ask() -> Summary:
                     with self._telling(model, reference.document_id):
-                        return await self.summariser.summarise(reference, text, recipe, lane, paid)
+                        return await self.summariser.summarise(reference, text, recipe, lane, before_paying)
 
                 summary = await self._patiently(trip, "summarise", ask, at_most=TEXT_PATIENCE, breaker=model)
         finally:
@@ -370,7 +390,7 @@ class Pipeline:
         """Tells the breaker of the model how a call went."""
         try:
             yield
-        except (ModelRateLimited, StoreError):
+        except (ModelRateLimited, StoreError, _Unwanted):
             raise  # says nothing of the provider's health; the gate keeps to its limits
         except Exception as error:
             if row_of(error).disposition in _SHARED:

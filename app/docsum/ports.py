@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -74,9 +74,12 @@ class Summariser(Protocol):
         text: ExtractedText,
         recipe: Recipe,
         lane: Lane,
-        paid: Callable[[], None],
+        before_paying: Callable[[], Awaitable[None]],
     ) -> Summary:
-        """Calls `paid` right before a request is sent. Raises a ModelError or StoreError."""
+        """Awaits `before_paying` right before each request is sent: what it raises stops that, and is raised.
+
+        Raises a ModelError or StoreError.
+        """
 
 
 class SummaryStore(Protocol):

@@ -82,8 +82,10 @@ class Stand:
         return (await self.extractor.extract(Document(len(content), "", content=content))).text
 
     async def summarise(self, text: str) -> Summary:
+        async def free() -> None: ...
+
         extracted = ExtractedText(text, "text/plain")
-        return await self.summariser.summarise(reference(), extracted, RECIPE, Lane.LIVE, lambda: None)
+        return await self.summariser.summarise(reference(), extracted, RECIPE, Lane.LIVE, free)
 
     @property
     def system(self) -> object:

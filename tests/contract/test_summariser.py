@@ -87,7 +87,7 @@ class Bench:
             timeout=timedelta(seconds=timeout),
         )
 
-    def pay(self) -> None:
+    async def pay(self) -> None:
         self.paid += 1
 
     async def fault(self, **rule: Any) -> None:
@@ -605,3 +605,20 @@ async def test_no_call_is_made_while_its_answer_could_not_be_stored(bench: Bench
     assert (await bench.billed())["accepted"] == 0
     bench.store.unavailable_since = None
     assert (await ask(bench, bench.summariser())).summary
+
+
+async def test_what_is_refused_right_before_the_call_costs_nothing(bench: Bench) -> None:
+    class StoppedError(Exception):
+        pass
+
+    async def refuse() -> None:
+        raise StoppedError
+
+    summariser = bench.summariser()
+    extracted = ExtractedText(TEXT, "text/plain")
+    with pytest.raises(StoppedError):
+        await summariser.summarise(reference(), extracted, RECIPE, Lane.LIVE, refuse)
+    assert await bench.accepted() == summariser.in_flight == 0
+    assert not summariser.cost_in_flight
+    await ask(bench, summariser)
+    assert await bench.accepted() == 1

@@ -26,12 +26,13 @@ from confluent_kafka import Consumer, Message, TopicPartition
 from pydantic import SecretStr
 
 from docsum.bootstrap import open_store, setup_store, setup_topics
+from docsum.local.compose import attach
 from docsum.local.jars import cache_folder, ensure_jars
 from docsum.local.kafka import kafka_spec
 from docsum.local.loopback import HOST, free_port
 from docsum.local.stack_state import StackState, find
 from docsum.models import RunDocumentRow
-from docsum.settings import Fetch, Kafka, Limits, Model, Retry, Settings, Topics, Worker
+from docsum.settings import Fetch, Kafka, Limits, Model, Retry, Settings, Topics, Worker, load
 from docsum.stores.clickhouse import ClickHouseStore
 from docsum.topics import Topology
 from tests.support.broker import Broker
@@ -196,6 +197,22 @@ class Deployment:
             return True
         return False
 
+    @property
+    def reached(self) -> Settings:
+        """With the addresses of what runs."""
+        found = attach(load(home=self.home))
+        assert found is not None, "no stack runs"
+        return found
+
+    def ask(self, question: Callable[[ClickHouseStore], Coroutine[None, None, T]]) -> T:
+        """Of the store itself: a command takes a while, and some tests must be quick."""
+
+        async def answer() -> T:
+            async with open_store(self.reached) as store:
+                return await question(store)
+
+        return asyncio.run(answer())
+
     def run_of(self, run_id: str) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(self.docsum("runs", "show", run_id, "--json", ok=(0, 3)))
         return found
@@ -333,14 +350,10 @@ class Fleet(Deployment):
 
     # -- what is stored ----------------------------------------------------------------------------------
 
-    def ask(self, question: Callable[[ClickHouseStore], Coroutine[None, None, T]]) -> T:
-        """Of the store, past the proxy."""
-
-        async def answer() -> T:
-            async with open_store(self._direct) as store:
-                return await question(store)
-
-        return asyncio.run(answer())
+    @property
+    def reached(self) -> Settings:
+        """Past the proxy of the store."""
+        return self._direct
 
     def rows(self, run_id: str) -> list[RunDocumentRow]:
         async def read(store: ClickHouseStore) -> list[RunDocumentRow]:

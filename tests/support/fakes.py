@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -140,9 +140,11 @@ class FakeExtractor(Scripted):
 
 @dataclass
 class FakeSummariser(Scripted):
-    """Counts calls; `gate`, when set, is waited for after the call has been paid."""
+    """Counts calls; `turn` is waited for before one is paid, `gate` after that, where they are set."""
 
+    turn: asyncio.Event | None = None
     gate: asyncio.Event | None = None
+    bought: int = 0
     texts: list[ExtractedText] = field(default_factory=list)
 
     async def summarise(
@@ -151,11 +153,14 @@ class FakeSummariser(Scripted):
         text: ExtractedText,
         recipe: Recipe,
         lane: Lane,
-        paid: Callable[[], None],
+        before_paying: Callable[[], Awaitable[None]],
     ) -> Summary:
         self.step()
         self.texts.append(text)
-        paid()
+        if self.turn is not None:
+            await self.turn.wait()
+        await before_paying()
+        self.bought += 1
         if self.gate is not None:
             await self.gate.wait()
         return summary(f"Summary of {reference.document_id}.", recipe)

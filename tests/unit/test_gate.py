@@ -185,3 +185,27 @@ async def test_nothing_starts_while_cooling_down() -> None:
     gate.cool_down(timedelta(seconds=5))  # a shorter one changes nothing
     starts = await starts_of(gate, clock, [1, 1, 1])
     assert [at for at, _ in starts] == [31.0, 31.0, 31.0]
+
+
+async def test_a_permit_without_a_call_gives_everything_back() -> None:
+    clock = FakeClock()
+    gate = CallGate(8, clock, requests_per_minute=60)
+    for _ in range(30):
+        permit = gate.permit(0, 0)
+        async with permit:
+            permit.used(0, 0, requests=0)
+    assert clock.monotonic() <= 3.0  # one second's worth is saved up; thirty calls would take thirty
+
+
+async def test_it_says_what_calls_wait_for() -> None:
+    clock = FakeClock()
+    gate = CallGate(2, clock, requests_per_minute=600)
+    gate.share = 0.5
+    assert str(gate) == "0 of 2 calls, 300 of 600 requests/min"
+    gate.cool_down(timedelta(seconds=7))
+    waiting = [asyncio.create_task(gate.permit(1, 1).__aenter__()) for _ in range(3)]
+    for _ in range(30):
+        await asyncio.sleep(0)
+    assert str(gate).startswith("2 of 2 calls, 1 wait")
+    for task in waiting:
+        task.cancel()

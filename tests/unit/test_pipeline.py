@@ -489,6 +489,37 @@ async def test_deliveries_of_a_paused_run_rest_and_those_of_others_go_on(house: 
     assert house.fetcher.calls == 1
 
 
+@pytest.mark.parametrize("state", [ControlState.PAUSED, ControlState.CANCELLED])
+async def test_what_waits_for_its_turn_at_the_model_is_not_bought_once_its_run_is_stopped(
+    house: House, state: ControlState
+) -> None:
+    run = await a_run(house)
+    house.summariser.turn = asyncio.Event()
+    waiting = asyncio.create_task(house.process(reference("a", run_id=run.id)))
+    await within_turns(lambda: house.summariser.calls == 1)
+    await house.store.save_control(Control(run.id, state, "Lunch.", changed_at=START))
+    house.summariser.turn.set()
+    stopped = Held("Lunch.") if state is ControlState.PAUSED else Skipped(SkipReason.CANCELLED)
+    assert await waiting == stopped
+    assert house.summariser.bought == 0
+    assert not house.pipeline.breakers.troubles()
+
+
+async def test_what_waits_for_its_turn_at_the_model_waits_on_without_a_text_once_all_work_is_paused(
+    house: House,
+) -> None:
+    house.summariser.turn = asyncio.Event()
+    waiting = asyncio.create_task(house.process(reference("a")))
+    await within_turns(lambda: house.summariser.calls == 1)
+    await house.store.save_control(Control(ALL_WORK, ControlState.PAUSED, "Wait.", changed_at=START))
+    house.summariser.turn.set()
+    await within_turns(lambda: len(house.observer.held) > 2)
+    assert house.summariser.bought == 0
+    await house.store.save_control(Control(ALL_WORK, changed_at=house.clock.now()))
+    assert isinstance(await waiting, Stored)
+    assert (house.summariser.bought, house.fetcher.calls) == (1, 2)
+
+
 async def test_a_run_stops_at_its_budget_and_says_so(house: House) -> None:
     run = await a_run(house)
     await house.store.save_control(Control(run.id, budget=Decimal("0.02"), changed_at=START))

@@ -15,7 +15,7 @@ import asyncio
 import json
 import secrets
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -98,7 +98,7 @@ class _Job:
     text: ExtractedText
     recipe: Recipe
     lane: Lane
-    paid: Callable[[], None]
+    before_paying: Callable[[], Awaitable[None]]
     bought: list[Answer] = field(default_factory=list)
 
 
@@ -187,14 +187,15 @@ class AnthropicSummariser:
         text: ExtractedText,
         recipe: Recipe,
         lane: Lane,
-        paid: Callable[[], None],
+        before_paying: Callable[[], Awaitable[None]],
     ) -> Summary:
         """Cancelling it never cancels a call that has been sent, and its late answer is kept all the same.
 
-        Raises a ModelError, a ConfigurationError of the model's, or what `SummaryStore.answers` raises.
+        Raises a ModelError, a ConfigurationError of the model's, or what `SummaryStore.answers` or
+        `before_paying` raises.
         """
         self._prices.of(recipe.model)  # refuses an unknown model before it costs anything
-        job = _Job(reference, text, recipe, lane, paid)
+        job = _Job(reference, text, recipe, lane, before_paying)
         if text.pdf is not None:
             return await self._as_it_is(job, text.pdf)
         tokens = prompt.estimate_tokens(text.text)
@@ -329,12 +330,16 @@ class AnthropicSummariser:
         request = order.request
         permit = self._gate.permit(request.input_tokens, request.expected_tokens)
         async with permit:
-            if self._store.unavailable_since is not None:
-                raise StoreUnavailable("No call is made while its answer could not be stored.")
+            try:
+                if self._store.unavailable_since is not None:
+                    raise StoreUnavailable("No call is made while its answer could not be stored.")
+                await order.job.before_paying()
+            except BaseException:
+                permit.used(0, 0, requests=0)
+                raise
             self._calls[order.fingerprint] = this
             estimate = self._prices.cost(request.model, _expected(request), Lane.LIVE)
             self.cost_in_flight += estimate
-            order.job.paid()
             try:
                 answer, parsed = await self._ask(order, max_tokens)
             finally:

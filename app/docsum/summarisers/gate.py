@@ -92,10 +92,10 @@ class Permit:
     ) -> None:
         self._gate.leave()
 
-    def used(self, input_tokens: int, output_tokens: int) -> None:
-        """What the provider counted, in place of the estimates."""
+    def used(self, input_tokens: int, output_tokens: int, requests: int = 1) -> None:
+        """What the provider counted, in place of the estimates; nothing at all where there was no call."""
         if self._spent:
-            self._gate.correct(self._spent, input_tokens, output_tokens)
+            self._gate.correct(self._spent, requests, input_tokens, output_tokens)
 
 
 class CallGate:
@@ -212,8 +212,9 @@ class CallGate:
         self._in_flight -= 1
         self._places.release()
 
-    def correct(self, spent: tuple[_Spent, ...], input_tokens: int, output_tokens: int) -> None:
-        """For `Permit`."""
-        _, spent_input, spent_output = spent
-        self._input.correct(spent_input, input_tokens)
-        self._output.correct(spent_output, output_tokens)
+    def correct(self, spent: tuple[_Spent, ...], *amounts: int) -> None:
+        """For `Permit`: requests, input tokens, output tokens."""
+        for budget, old, amount in zip(
+            (self._requests, self._input, self._output), spent, amounts, strict=True
+        ):
+            budget.correct(old, amount)
