@@ -54,6 +54,9 @@ $(VENV)/.s3: requirements/s3.txt | $(UV)
 test: check $(VENV)/.s3  ## everything but benches and long chaos
 	$(BIN)/pytest tests/contract tests/integration tests/chaos
 
+chaos: $(VENV)/.dev  ## many schedules of faults: make chaos SEEDS=20
+	$(BIN)/python -m tests.chaos --seeds $(or $(SEEDS),20)
+
 bench: $(VENV)/.dev  ## docsum beside the bare SDK loops: a table and bench-results/*.json
 	$(BIN)/python -m tests.bench
 
@@ -68,4 +71,4 @@ lock: | $(UV)  ## renew the hashed requirement files
 	$(COMPILE) pyproject.toml --upgrade --extra local --extra parquet --group dev -c requirements/local.txt -o requirements/dev.txt
 	$(COMPILE) --upgrade --group pyproject.toml:s3 -o requirements/s3.txt
 
-.PHONY: help demo check test bench format lock link
+.PHONY: help demo check test chaos bench format lock link

@@ -113,6 +113,9 @@ class ModelServer:
         found: dict[str, int] = self.get("/_billing/fingerprints")["paid_more_than_once"]
         return found
 
+    def delete(self, path: str) -> None:
+        urllib.request.urlopen(urllib.request.Request(self.url + path, method="DELETE"), timeout=30).read()
+
     def put(self, path: str, body: object) -> None:
         request = urllib.request.Request(self.url + path, json.dumps(body).encode(), method="PUT")
         request.add_header("Content-Type", "application/json")

@@ -236,7 +236,7 @@ class _Session:
             try:
                 return ask()
             except KafkaException as error:
-                if error.args[0].code() not in _not_ready() or time.monotonic() > deadline:
+                if not _may_pass(error.args[0]) or time.monotonic() > deadline:
                     raise self._translated(error.args[0], what) from error
             except TimeoutError as error:
                 raise BrokerUnavailable(f"Kafka at {self._servers} does not answer.") from error
@@ -351,11 +351,12 @@ def _api() -> Any:
     return confluent_kafka.admin
 
 
-def _not_ready() -> tuple[int, ...]:
-    """What a broker says of a new topic, of a group's first offsets, or while a leader is being chosen."""
+def _may_pass(error: KafkaError) -> bool:
+    """What a broker says of a new topic, of a group's first offsets, or while it starts."""
     from confluent_kafka import KafkaError as Code
 
-    return (
+    # "Fenced": no broker has joined yet, which has the code of a wish for too many replicas.
+    return "fenced" in error.str() or error.code() in (
         Code.UNKNOWN_TOPIC_OR_PART,
         Code.LEADER_NOT_AVAILABLE,
         Code.NOT_LEADER_FOR_PARTITION,

@@ -1,0 +1,114 @@
+"""`make chaos SEEDS=20`: many schedules of faults, and a table of what came of them.
+
+A schedule that breaks a law is run again with ever fewer faults, until none can be left out.
+
+python -m tests.chaos --seeds 20            seeds 1 to 20
+python -m tests.chaos --seed 7              that one
+python -m tests.chaos --schedule FILE       the faults of a file, as a failing seed has left it
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.chaos.laws import Verdict, judge
+from tests.chaos.schedule import Kind, Schedule, read, schedule, shrink
+from tests.chaos.world import Ground, World
+
+_TRIES = 5  # the same schedule may go another way: timing is not ours
+_COLUMNS = "{:>6} {:>6} {:>7} {:>6} {:>6} {:>5} {:>4} {:>9} {:>4}  {}"
+_HEAD = _COLUMNS.format(
+    "seed", "faults", "seconds", "deaths", "billed", "again", "lost", "undurable", "late", "result"
+)
+
+
+class Bench:
+    """Runs schedules, each in a world of its own on the same ground."""
+
+    def __init__(self, folder: Path, documents: int, workers: int, patience: float) -> None:
+        self.folder = folder
+        self.documents = documents
+        self.workers = workers
+        self.patience = patience
+        self.ground = Ground(folder / "ground")
+        self._lives = 0
+
+    def run(self, name: str, faults: Schedule) -> Verdict:
+        """The evidence of a failure stays in the folder, that of a success goes."""
+        self._lives += 1
+        folder = self.folder / f"{self._lives:03}-{name}"
+        world = World(folder, self.ground, self.documents, self.workers)
+        try:
+            world.live_through(faults, self.patience)
+            verdict = judge(world)
+        finally:
+            world.close()
+        money, result = verdict.money, "; ".join(verdict.broken) or "kept"
+        figures = (money.billed, money.again, money.lost, money.undurable, money.late)
+        print(
+            _COLUMNS.format(name, len(faults), round(verdict.seconds), world.deaths, *figures, result),
+            flush=True,
+        )
+        if verdict.broken:
+            print(f"       see {world.keep_evidence(faults)}", flush=True)
+        else:
+            shutil.rmtree(folder)
+        return verdict
+
+    def fails(self, name: str, faults: Schedule) -> bool:
+        return any(self.run(name, faults).broken for _ in range(_TRIES))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seeds", type=int, default=20, help="so many, from 1")
+    parser.add_argument("--seed", type=int, help="this one alone")
+    parser.add_argument("--schedule", type=Path, help="faults from a file")
+    parser.add_argument("--seconds", type=float, default=60, help="in which faults begin")
+    parser.add_argument("--documents", type=int, default=1_500)
+    parser.add_argument("--workers", type=int, default=3)
+    parser.add_argument("--patience", type=float, default=300, help="seconds from the last fault to the end")
+    parser.add_argument("--only", nargs="*", type=Kind, default=list(Kind), help="these kinds of faults")
+    parser.add_argument("--no-shrink", action="store_true")
+    options = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="docsum-chaos-"))
+    bench = Bench(folder, options.documents, options.workers, options.patience)
+    print(
+        f"{options.documents} documents, {options.workers} workers; what fails is kept in {folder}\n{_HEAD}",
+        flush=True,
+    )
+    try:
+        failed = _run_all(bench, options)
+    finally:
+        bench.ground.close()
+    if not failed:
+        shutil.rmtree(folder)
+    return 1 if failed else 0
+
+
+def _run_all(bench: Bench, options: argparse.Namespace) -> bool:
+    if options.schedule:
+        return bench.fails("file", read(json.loads(options.schedule.read_text())))
+    seeds: Sequence[int] = [options.seed] if options.seed is not None else range(1, options.seeds + 1)
+    failed = False
+    for seed in seeds:
+        faults = schedule(seed, options.seconds, options.only)
+        if not bench.run(str(seed), faults).broken:
+            continue
+        failed = True
+        if not options.no_shrink:
+            short = shrink(faults, lambda fewer, seed=seed: bench.fails(f"{seed}*", fewer))  # type: ignore[misc]
+            print(f"       shortest that failed: {', '.join(map(str, short))}", flush=True)
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main())
