@@ -19,7 +19,7 @@ from pathlib import Path
 
 from tests.chaos.laws import Verdict, judge
 from tests.chaos.schedule import Kind, Schedule, read, schedule, shrink
-from tests.chaos.world import Ground, World
+from tests.chaos.world import LATENCY, Ground, World, enough
 
 _TRIES = 5  # the same schedule may go another way: timing is not ours
 _COLUMNS = "{:>6} {:>6} {:>7} {:>6} {:>6} {:>5} {:>4} {:>9} {:>4}  {}"
@@ -31,12 +31,12 @@ _HEAD = _COLUMNS.format(
 class Bench:
     """Runs schedules, each in a world of its own on the same ground."""
 
-    def __init__(self, folder: Path, documents: int, workers: int, patience: float) -> None:
+    def __init__(self, folder: Path, documents: int, workers: int, patience: float, latency: str) -> None:
         self.folder = folder
         self.documents = documents
         self.workers = workers
         self.patience = patience
-        self.ground = Ground(folder / "ground")
+        self.ground = Ground(folder / "ground", latency)
         self._lives = 0
 
     def run(self, name: str, faults: Schedule) -> Verdict:
@@ -73,16 +73,18 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="this one alone")
     parser.add_argument("--schedule", type=Path, help="faults from a file")
     parser.add_argument("--seconds", type=float, default=60, help="in which faults begin")
-    parser.add_argument("--documents", type=int, default=1_500)
+    parser.add_argument("--documents", type=int, help="default: enough for that time")
     parser.add_argument("--workers", type=int, default=3)
     parser.add_argument("--patience", type=float, default=300, help="seconds from the last fault to the end")
+    parser.add_argument("--latency", default=LATENCY, help="of a call, as the model server takes it")
     parser.add_argument("--only", nargs="*", type=Kind, default=list(Kind), help="these kinds of faults")
     parser.add_argument("--no-shrink", action="store_true")
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="docsum-chaos-"))
-    bench = Bench(folder, options.documents, options.workers, options.patience)
+    count = options.documents or enough(options.seconds, options.workers)
+    bench = Bench(folder, count, options.workers, options.patience, options.latency)
     print(
-        f"{options.documents} documents, {options.workers} workers; what fails is kept in {folder}\n{_HEAD}",
+        f"{count} documents, {options.workers} workers; what fails is kept in {folder}\n{_HEAD}",
         flush=True,
     )
     try:

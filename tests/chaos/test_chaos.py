@@ -8,7 +8,9 @@ import pytest
 
 from tests.chaos.laws import judge
 from tests.chaos.schedule import schedule
-from tests.chaos.world import Ground, World
+from tests.chaos.world import Ground, World, enough
+
+SECONDS = 15.0
 
 
 @pytest.fixture(scope="module")
@@ -23,8 +25,8 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
 def test_the_laws_hold_whatever_goes_wrong(
     ground: Ground, tmp_path_factory: pytest.TempPathFactory, seed: int
 ) -> None:
-    faults = schedule(seed, seconds=15)
-    world = World(tmp_path_factory.mktemp("world") / str(seed), ground, count=150, workers=2)
+    faults = schedule(seed, SECONDS)
+    world = World(tmp_path_factory.mktemp("world") / str(seed), ground, enough(SECONDS, 2), workers=2)
     try:
         world.live_through(faults, patience=200)
         verdict = judge(world)

@@ -21,11 +21,12 @@ from docsum.kafka.admin import KafkaAdmin, PartitionLag
 from docsum.models import RunProgress
 from tests.chaos.schedule import Fault, Kind, Schedule
 from tests.support.broker import Broker
-from tests.support.deployment import ROOT, Fleet, ModelServer
+from tests.support.deployment import ROOT, Fleet, ModelServer, until
 from tests.support.engine import Engine
 from tests.support.texts import write_documents
 
 IN_FLIGHT = 8
+LATENCY = "1..3"  # seconds of a model call: there is always something that a fault can hit
 WORKER = "tests.support.chaos_worker"
 POISON = 5  # documents without a text
 _UNLUCKY = 3  # documents at which the model fails, and at no other
@@ -42,6 +43,11 @@ _RULES: dict[Kind, dict[str, object]] = {
 }
 
 
+def enough(seconds: float, workers: int) -> int:
+    """So many documents keep the workers busy for that time."""
+    return round(seconds * workers * IN_FLIGHT / 2)
+
+
 @dataclass(frozen=True, slots=True)
 class Sample:
     """What could be seen from outside at one moment; None: the store did not answer."""
@@ -54,13 +60,13 @@ class Sample:
 class Ground:
     """What seeds share: the broker, the engine and the model server. Each may be killed and comes back."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, latency: str = LATENCY) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.broker, self.engine = Broker(folder / "kafka"), Engine(folder / "clickhouse")
         self.engine.directory.mkdir()
         asyncio.run(self.broker.start())
         self.engine.start()
-        self.model = ModelServer(folder / "model", "--fast", "--latency=0.05..0.4")
+        self.model = ModelServer(folder / "model", "--fast", f"--latency={latency}")
 
     def close(self) -> None:
         self.model.close()
@@ -99,7 +105,6 @@ class World(Fleet):
 
     def live_through(self, faults: Schedule, patience: float) -> None:
         """Returns when the run is over and every fault too, or after `patience` seconds more."""
-        self._begun = time.monotonic()
         for number in range(_UNLUCKY):
             rule = {"match": {"contains": f"Report {number} of"}, "status": 500, "times": 5}
             self._set_rule(f"unlucky-{number}", rule)
@@ -107,7 +112,14 @@ class World(Fleet):
         keepers = [
             threading.Thread(target=self._guarded, args=(work,)) for work in (self._keep, self._publish)
         ]
-        for thread in (*keepers, *threads):
+        keepers[0].start()
+        until(
+            lambda: set(self._names) <= set(self.workers) and all(map(self.is_member, self._names)),
+            90,
+            "members",
+        )
+        self._begun = time.monotonic()
+        for thread in (keepers[1], *threads):
             thread.start()
         try:
             end = None
