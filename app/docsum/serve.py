@@ -229,7 +229,8 @@ def _membership(settings: Settings, retries: Sequence[str]) -> Membership:
     return Membership(
         brokers=settings.kafka.bootstrap_servers,
         group=settings.kafka.group_id,
-        topics=(topology.documents, *topology.inputs, topology.backfill, *retries),
+        topics=(topology.documents, *topology.inputs, topology.backfill),
+        retries=retries,
         partitions=topology.partitions,
         slots=settings.worker.slots_per_partition,
         drain=settings.worker.drain_timeout,

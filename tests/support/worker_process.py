@@ -76,7 +76,8 @@ async def main() -> None:
         Membership(
             brokers=options.brokers,
             group=options.group,
-            topics=options.topics.split(","),
+            topics=(),
+            retries=options.topics.split(","),
             partitions=options.partitions,
             slots=options.slots,
             drain=timedelta(seconds=options.drain),

@@ -37,14 +37,16 @@ class Desk:
             self.gates.setdefault(offset, asyncio.Event()).set()
 
 
-def queue_for(desk: Desk, clock: FakeClock | None = None, slots: int = 2, high: int = 4) -> PartitionQueue:
+def queue_for(
+    desk: Desk, clock: FakeClock | None = None, slots: int = 2, high: int = 4, *, delays: bool = True
+) -> PartitionQueue:
     doors = Doors(
         desk.work,
         lambda topic, n: desk.asked.append(f"full {topic} {n}"),
         lambda topic, n: desk.asked.append(f"room {topic} {n}"),
         desk.crashes.append,
     )
-    return PartitionQueue("t", 3, 1, slots, high, high // 2, doors, clock or FakeClock())
+    return PartitionQueue("t", 3, 1, slots, high, high // 2, doors, clock or FakeClock(), delays)
 
 
 async def test_no_more_than_the_slots_run_and_they_start_in_offset_order() -> None:
@@ -83,6 +85,15 @@ async def test_a_retry_copy_is_never_early_and_takes_no_slot_while_it_waits() ->
     assert desk.started == []
     assert not queue.running
     clock.advance(timedelta(milliseconds=31))
+    desk.let_finish(0)
+    await eventually(lambda: queue.uncommitted == 1)
+
+
+async def test_a_wish_to_wait_counts_in_retry_topics_only() -> None:
+    desk = Desk()
+    queue = queue_for(desk, delays=False)
+    queue.put(delivery(0, not_before_ms=to_ms(START + timedelta(days=36_000))))
+    await eventually(lambda: desk.started == [0])
     desk.let_finish(0)
     await eventually(lambda: queue.uncommitted == 1)
 

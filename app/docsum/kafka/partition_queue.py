@@ -34,7 +34,8 @@ class Doors:
 class PartitionQueue:
     """Runs at most `slots` deliveries of one partition at once, in offset order of start.
 
-    A retry copy is never started before its not-before time; it takes no slot while it waits. Every retry
+    In a topic that `delays`, nothing is started before its not-before time; it takes no slot while it waits.
+    Elsewhere somebody else wrote such a header, and one event must not stop the partition. Every retry
     topic has one delay, so the head is always the next due and only the head needs a timer. Holding
     `high` deliveries it asks to be fed no more, back at `low` it asks for more.
     """
@@ -47,6 +48,7 @@ class PartitionQueue:
     low: int
     doors: Doors
     clock: Clock
+    delays: bool = False
     state: QueueState = QueueState.OPEN
     tracker: OffsetTracker = field(default_factory=OffsetTracker)
     waiting: deque[Delivery] = field(default_factory=deque)
@@ -78,7 +80,7 @@ class PartitionQueue:
 
     def _wait_for(self, delivery: Delivery) -> float:
         """Seconds until it is due; 0 when it is."""
-        if delivery.not_before_ms is None:
+        if not self.delays or delivery.not_before_ms is None:
             return 0.0
         return max(0.0, (delivery.not_before_ms - to_ms(self.clock.now())) / 1000)
 

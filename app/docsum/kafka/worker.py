@@ -54,6 +54,7 @@ class Membership:
     brokers: str
     group: str
     topics: Sequence[str]
+    retries: Sequence[str]  # further topics, whose records wait for their not-before time
     partitions: int  # of each of our topics
     slots: int  # deliveries at once from one partition
     drain: timedelta
@@ -212,7 +213,7 @@ class KafkaWorker:
             "key_serializer": "raw",
             "value_serializer": "raw",
         }
-        app.agent(app.topic(*member.topics, **raw), name="deliveries")(self._take)
+        app.agent(app.topic(*member.topics, *member.retries, **raw), name="deliveries")(self._take)
         app.on_partitions_revoked.connect(self._on_revoked, weak=False)
         app.on_partitions_assigned.connect(self._on_assigned, weak=False)
         app.on_before_shutdown.connect(self._on_shutdown, weak=False)
@@ -274,6 +275,7 @@ class KafkaWorker:
             low=member.high // 2,
             doors=self._doors,
             clock=self._clock,
+            delays=tp.topic in member.retries,
         )
         self._queues[tp] = queue
         return queue
