@@ -29,6 +29,7 @@ from faust.types import TP
 from docsum.errors import BrokerUnavailable
 from docsum.kafka.headers import delivery_of
 from docsum.kafka.partition_queue import Doors, PartitionQueue, QueueState
+from docsum.kafka.records import read_any_header
 from docsum.models import Outcome
 from docsum.pipeline import Trip
 from docsum.ports import Clock
@@ -178,6 +179,7 @@ class KafkaWorker:
         # Faust names the round-robin assignor itself. Range over topics of equal partition counts gives
         # partition n of every topic to one worker, which keeps two deliveries of a document together.
         faust_driver.RoundRobinPartitionAssignor = RangePartitionAssignor  # type: ignore[attr-defined]  # its own import
+        read_any_header()
         member = self._membership
         rebalance = member.drain + timedelta(seconds=45)
         app: Any = faust.App(
