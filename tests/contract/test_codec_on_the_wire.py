@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 
@@ -20,75 +17,16 @@ from docsum.local.loopback import HOST, free_port
 from docsum.models import Delivery, Operation, from_ms
 from docsum.topics import Topology
 from tests.support.broker import Broker
+from tests.support.registry import Registry, schema_registry
 
 SCHEMAS = Path(__file__).parents[2] / "schemas"
 PUBLISHED_MS = 1_790_000_000_000
 
 
-class Registry(BaseHTTPRequestHandler):
-    """The part of the Confluent API that registering, look-up and reading use."""
-
-    schemas: ClassVar[dict[tuple[str, str], int]]
-    compatibility: ClassVar[dict[str, str]]
-    reads: ClassVar[list[int]]
-    failure: ClassVar[tuple[int, dict[str, Any]] | None]
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        subject = self.path.split("/")[2].partition("?")[0]
-        key = (subject, body["schema"])
-        if self.failure is None and "/versions" in self.path:
-            number = self.schemas.setdefault(key, len(self.schemas) + 1)
-            self._answer(200, {"id": number})
-        elif self.failure is None and key in self.schemas:
-            self._answer(200, {"id": self.schemas[key], "subject": subject, "version": 1} | body)
-        else:
-            self._answer(404, {"error_code": 40403, "message": "Schema not found"})
-
-    def do_PUT(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.compatibility[self.path.split("/")[2].partition("?")[0]] = body["compatibility"]
-        self._answer(200, body)
-
-    def do_GET(self) -> None:
-        number = int(self.path.rpartition("/")[2].partition("?")[0])
-        self.reads.append(number)
-        for (_, text), found in self.schemas.items():
-            if found == number:
-                self._answer(200, {"schema": text})
-                return
-        self._answer(404, {"error_code": 40403, "message": "Schema not found"})
-
-    def _answer(self, status: int, body: dict[str, Any]) -> None:
-        status, body = self.failure or (status, body)
-        content = json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/vnd.schemaregistry.v1+json")
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *arguments: object) -> None:
-        """Nothing on standard error."""
-
-
 @pytest.fixture
 def registry() -> Iterator[type[Registry]]:
-    class Fresh(Registry):
-        schemas: ClassVar = {}
-        compatibility: ClassVar = {}
-        reads: ClassVar = []
-        failure: ClassVar = None
-        url = ""
-
-    server = ThreadingHTTPServer((HOST, 0), Fresh)
-    Fresh.url = f"http://{HOST}:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield Fresh
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with schema_registry() as served:
+        yield served
 
 
 def record(value: bytes) -> Delivery:

@@ -278,8 +278,9 @@ class Fleet(Deployment):
         partitions: int = 6,
         limits: Limits | None = None,
         fetch: Fetch | None = None,
+        registry: str = "",
     ) -> None:
-        """`delays` of the retry topics, in seconds."""
+        """`delays` of the retry topics, in seconds; `registry`: the address of a schema registry."""
         self.folder = folder
         self.model = model
         self.brokers = broker.settings.bootstrap_servers
@@ -289,7 +290,9 @@ class Fleet(Deployment):
         direct = engine.settings
         self.settings = Settings(
             home=folder / "home",
-            kafka=Kafka(bootstrap_servers=self.brokers, group_id=f"{prefix}-workers"),
+            kafka=Kafka(
+                bootstrap_servers=self.brokers, group_id=f"{prefix}-workers", schema_registry_url=registry
+            ),
             topics=Topics(prefix=prefix, partitions=partitions),
             clickhouse=direct.model_copy(update={"url": self.store_proxy.url}),
             model=Model(name=MODEL, api_key=SecretStr("a-key"), base_url=model.url),
@@ -391,6 +394,15 @@ class Fleet(Deployment):
     def dead_letters(self) -> list[Message]:
         return self.records(self.topology.dead_letters)
 
+    def has_caught_up(self) -> bool:
+        """Whether the group has committed the end of every partition that its workers read."""
+        topics = self.topology
+        read = (topics.documents, topics.backfill, *topics.retries)
+        places = [TopicPartition(topic, number) for topic in read for number in range(topics.partitions)]
+        with closing(_consumer(self.brokers, self.settings.kafka.group_id)) as consumer:
+            committed = [place.offset for place in consumer.committed(places, timeout=20)]
+        return committed == [end for topic in read for _, end in ends(self.brokers, topic, topics.partitions)]
+
     def close(self) -> None:
         for worker in self.workers.values():
             worker.kill()
@@ -419,5 +431,7 @@ def read_topic(brokers: str, topic: str, partitions: int) -> Iterator[Message]:
                 offset = message.offset() + 1
 
 
-def _consumer(brokers: str) -> Any:  # Any: confluent-kafka declares no `close` that `closing` knows
-    return Consumer({"bootstrap.servers": brokers, "group.id": "readers", "enable.auto.commit": False})
+def _consumer(
+    brokers: str, group: str = "readers"
+) -> Any:  # Any: it declares no `close` that `closing` knows
+    return Consumer({"bootstrap.servers": brokers, "group.id": group, "enable.auto.commit": False})

@@ -6,6 +6,7 @@ import asyncio
 import json
 import struct
 from datetime import UTC, datetime, timedelta, timezone
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from uuid import UUID, uuid4
@@ -21,6 +22,7 @@ from hypothesis import strategies as st
 
 from docsum.errors import ConfigurationError, InvalidEvent, RegistryUnavailable, SchemaUnknown
 from docsum.kafka.codec import LONGEST_ID, Event, EventCodec, new_event
+from docsum.kafka.headers import LIMITS, Headers, delivery_of
 from docsum.kafka.schema_registry import _translated
 from docsum.models import Coordinates, Delivery, DocumentReference, Operation, event_version, to_ms
 
@@ -299,13 +301,48 @@ async def test_avro_is_neither_too_short_nor_too_long() -> None:
         await decode(value + b"\x00\x00")
 
 
-@given(body=st.binary(max_size=200))
-async def test_any_bytes_are_an_event_or_an_invalid_one(body: bytes) -> None:
-    for start in (bytes.fromhex("c3017469ac026b3a65e2"), b"{", b"", b"\x00"):
-        try:
-            await decode(start + body)
-        except InvalidEvent as error:
-            assert str(error).endswith((".", ")"))
+codec_of = cache(EventCodec)  # a client of a registry takes a while to be made
+any_json = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | st.datetimes().map(str),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+any_value = st.one_of(
+    st.none(),
+    st.tuples(
+        st.sampled_from([bytes.fromhex("c3017469ac026b3a65e2"), b"{", b"", b"\x00", b"\x00\x00\x00\x00\x01"]),
+        st.binary(max_size=200),
+    ).map(b"".join),
+    st.dictionaries(st.sampled_from(list(Event.__dataclass_fields__)), any_json).map(
+        lambda fields: json.dumps(MINIMAL | fields).encode()
+    ),
+)
+any_headers = st.lists(
+    st.tuples(
+        st.sampled_from(sorted(LIMITS)) | st.text(max_size=10),
+        st.none() | st.binary(max_size=30) | st.integers().map(lambda number: str(number).encode()),
+    ),
+    max_size=8,
+)
+
+
+@given(
+    key=st.none() | st.binary(max_size=20) | st.text(max_size=20).map(str.encode),
+    value=any_value,
+    headers=any_headers,
+    timestamp_ms=st.integers(-1, 2**63 - 1) | st.integers(0, to_ms(NOW)),
+    registry=st.sampled_from(["", "mock://nothing-is-registered"]),
+)
+async def test_any_record_is_an_event_or_has_a_reason(
+    key: bytes | None, value: bytes | None, headers: Headers, timestamp_ms: int, registry: str
+) -> None:
+    try:
+        reference = await codec_of(registry).decode(delivery_of("t", 0, 7, key, value, headers, timestamp_ms))
+    except (InvalidEvent, SchemaUnknown, RegistryUnavailable) as error:
+        assert str(error).endswith((".", ")"))
+    else:
+        assert 1 <= len(reference.document_id) <= LONGEST_ID
+        assert 0 <= reference.version < 2**128
 
 
 @pytest.mark.parametrize("timestamp_ms", [-1, 2**48, to_ms(NOW) * 1000])
