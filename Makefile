@@ -43,7 +43,7 @@ check: $(VENV)/.dev  ## lint, types, import directions and unit tests: under a m
 	$(BIN)/ruff check app tests
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest tests/unit
+	$(BIN)/pytest -n 2 tests/unit
 
 # The S3 server of the tests cannot live beside the engine's pandas: an environment of its own.
 $(VENV)/.s3: requirements/s3.txt | $(UV)
@@ -51,8 +51,9 @@ $(VENV)/.s3: requirements/s3.txt | $(UV)
 	@$(UV) pip sync --quiet --python $(VENV)/s3/bin/python --require-hashes requirements/s3.txt
 	@touch $@
 
+# Two files at a time, each with its own broker, engine or stack; the longest first, in the order given here.
 test: check $(VENV)/.s3  ## everything but benches and long chaos
-	$(BIN)/pytest tests/contract tests/integration tests/chaos
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder tests/chaos tests/integration tests/contract
 
 chaos: $(VENV)/.dev  ## many schedules of faults: make chaos SEEDS=20
 	$(BIN)/python -m tests.chaos --seeds $(or $(SEEDS),20)

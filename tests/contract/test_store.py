@@ -410,7 +410,6 @@ _EVENTS = st.lists(
 
 @settings(
     max_examples=12,
-    deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],  # each example has documents of its own
 )

@@ -86,7 +86,7 @@ async def test_requests_are_spread_from_the_first_call() -> None:
     assert starts[0][0] > 1.0  # the budget begins empty
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     limit=st.integers(100, 2_000),
     parts=st.lists(st.integers(1, 1_000), min_size=5, max_size=60),

@@ -410,7 +410,7 @@ async def test_what_is_let_go_of_is_unfinished_and_writes_nothing(house: House) 
     assert await house.store.known("a") is None
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_any_order_and_any_number_of_deliveries_ends_in_the_same_state(data: st.DataObject) -> None:
     runs = [uuid4(), uuid4()]
@@ -553,6 +553,7 @@ async def test_the_day_s_budget_holds_everything_until_midnight_or_until_more_is
     house: House,
 ) -> None:
     house.pipeline.daily_budget = Decimal(1)
+    house.clock.advance(timedelta(hours=11))
     house.store.keep(an_answer(None, Decimal(1), house.clock.now()))
     waiting = asyncio.create_task(house.process(reference("a")))
     await within_turns(lambda: len(house.observer.held) > 0)

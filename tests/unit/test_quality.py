@@ -669,7 +669,7 @@ RECIPES = st.builds(
 
 
 @given(ANSWERS, ANYTHING | st.just(REPORT), RECIPES)
-@hypothesis(max_examples=150, deadline=None)
+@hypothesis(max_examples=60)
 def test_any_answer_is_reviewed_once_and_for_all(parsed: Parsed, source: str, recipe: Recipe) -> None:
     once = quality.review(parsed, source, recipe)
     assert quality.review(once, source, recipe) == once
@@ -720,7 +720,7 @@ WRITTEN = st.lists(st.lists(TOKENS, min_size=1, max_size=9).map(" ".join), min_s
 
 
 @given(st.sampled_from(CORPUS) | WRITTEN, st.data())
-@hypothesis(max_examples=200, deadline=None)
+@hypothesis(max_examples=80)
 def test_an_extract_is_never_doubted(source: str, data: st.DataObject) -> None:
     chosen = data.draw(st.lists(st.sampled_from(sentences(source)), min_size=1, max_size=8))
     points = data.draw(st.lists(st.sampled_from(sentences(source)), min_size=3, max_size=7))

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import cache
 from random import Random
 
 import pytest
@@ -137,7 +138,8 @@ class Member:
     text: str
 
 
-def population(seed: int, size: int, copies: int = 1) -> list[Member]:
+@cache
+def population(seed: int, size: int, copies: int = 1) -> Sequence[Member]:
     """Heavy tails, five kinds, sizes that tell little of a PDF, and a few unreadable ones."""
     chance, members = Random(seed), list[Member]()
     for number in range(size // copies):
