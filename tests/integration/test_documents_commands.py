@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -9,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -72,15 +73,9 @@ class Filled:
         return out
 
 
-@pytest.fixture
-async def filled(engine: Engine, tmp_path: Path) -> Filled:
-    """20,000 documents: all done, the first with a summary and an answer that was paid for."""
-    settings, run_id = engine.settings, uuid4()
-    await migrate.setup(settings)
-    run = Run(
-        run_id, "many", "/data", Recipe("claude-haiku-5-5"), Lane.BACKFILL, RunState.PUBLISHED, NOW, NOW
-    )
-    first = "00000.txt"
+def bought(document_id: str, run_id: UUID) -> Rows:
+    """A summary, and the answer that was paid for it."""
+    fingerprint, recipe = document_id.rjust(64, "1"), Recipe("claude-haiku-5-5")
     summary = Summary(
         title="Title",
         summary="A summary.",
@@ -88,16 +83,16 @@ async def filled(engine: Engine, tmp_path: Path) -> Filled:
         language="en",
         document_type="letter",
         warnings=(),
-        model="claude-haiku-5-5",
-        recipe=run.recipe.id,
-        fingerprint="1" * 64,
+        model=recipe.model,
+        recipe=recipe.id,
+        fingerprint=fingerprint,
         cost=Decimal("0.25"),
         chunks=3,
     )
     paid = Answer(
-        fingerprint="1" * 64,
-        request_id="msg_1",
-        model="claude-haiku-5-5",
+        fingerprint=fingerprint,
+        request_id=f"msg_{document_id}",
+        model=recipe.model,
         raw="{}",
         usage=Usage(1_000, 100),
         cost=Decimal("0.25"),
@@ -105,11 +100,11 @@ async def filled(engine: Engine, tmp_path: Path) -> Filled:
         status="ok",
         answered_at=NOW,
         latency_ms=1,
-        document_id=first,
+        document_id=document_id,
         run_id=run_id,
     )
     row = SummaryRow(
-        document_id=first,
+        document_id=document_id,
         version=1,
         state=State.DONE,
         source_version="etag-1",
@@ -121,16 +116,32 @@ async def filled(engine: Engine, tmp_path: Path) -> Filled:
         occurred_at=NOW,
         written_at=NOW,
     )
+    return Rows(answers=(paid,), summaries=(row,))
+
+
+async def fill(settings: ClickHouse, run_id: UUID) -> None:
+    """20,000 documents: all done, the first with a summary and an answer that was paid for."""
+    await migrate.setup(settings)
+    run = Run(
+        run_id, "many", "/data", Recipe("claude-haiku-5-5"), Lane.BACKFILL, RunState.PUBLISHED, NOW, NOW
+    )
     states = tuple(
         RunDocumentRow(run_id, f"{number:05}.txt", State.DONE, "file:///x", 1, "", "", NOW)
         for number in range(DOCUMENTS)
     )
     async with ClickHouseStore(settings, load().store.flush_interval) as store:
         await store.save_run(run)
-        await store.write(Rows(answers=(paid,), summaries=(row,), run_documents=states))
+        await store.write(replace(bought("00000.txt", run_id), run_documents=states))
+
+
+@pytest.fixture(scope="module")
+def filled(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Filled:
+    """For all tests here: none may change what others look at."""
+    settings, run_id = engine.settings, uuid4()
+    asyncio.run(fill(settings, run_id))
     environment = {
         "PATH": os.environ["PATH"],
-        "DOCSUM_HOME": str(tmp_path),
+        "DOCSUM_HOME": str(tmp_path_factory.mktemp("home")),
         "DOCSUM_KAFKA__BOOTSTRAP_SERVERS": "127.0.0.1:1",
         "DOCSUM_CLICKHOUSE__URL": settings.url,
         "DOCSUM_CLICKHOUSE__DATABASE": settings.database,
@@ -188,11 +199,13 @@ def test_ctrl_c_leaves_no_half_file(filled: Filled, tmp_path: Path, suffix: str)
 
 
 async def test_a_purge_on_a_real_engine(filled: Filled) -> None:
-    found = json.loads(filled.docsum("documents", "delete", "00000.txt", "--purge", "--yes", "--json"))
-    assert (found["summaries_removed"], found["answers_blanked"]) == (1, 1)
     async with ClickHouseStore(filled.settings, load().store.flush_interval) as store:
-        assert await store.traces("00000.txt") == Traces()
-        assert (await store.costs(CostBy.MODEL)).total.cost == Decimal("0.25")
+        await store.write(bought("secret.txt", uuid4()))
+        before = (await store.costs(CostBy.MODEL)).total.cost
+        found = json.loads(filled.docsum("documents", "delete", "secret.txt", "--purge", "--yes", "--json"))
+        assert (found["summaries_removed"], found["answers_blanked"]) == (1, 1)
+        assert await store.traces("secret.txt") == Traces()
+        assert (await store.costs(CostBy.MODEL)).total.cost == before >= Decimal("0.25")
 
 
 # -- the whole stack ---------------------------------------------------------------------------------------
