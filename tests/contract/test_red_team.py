@@ -17,6 +17,7 @@ from typing import Any
 import anthropic
 import httpx2
 import pytest
+import pytest_asyncio
 
 from docsum.extractors import DocumentExtractor
 from docsum.extractors.sandbox import Sandbox
@@ -30,6 +31,8 @@ from docsum.summarisers.prices import Prices
 from docsum.summarisers.prompt import Parsed
 from docsum.summarisers.quality import FOREIGN_LINKS, INJECTION, language
 from tests.support.fakes import FakeClock, reference
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 CORPUS = Path(__file__).parents[1] / "data" / "red_team"
 HARMLESS = "The harbour of Lindau was repaired in spring. The wall is new. It cost 4,100 euros in all."
@@ -104,15 +107,18 @@ def extracts() -> ExtractiveModel:
     return ExtractiveModel()
 
 
-@pytest.fixture
-async def stand(tmp_path: Path, extracts: ExtractiveModel) -> AsyncIterator[Stand]:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def stand(tmp_path_factory: pytest.TempPathFactory, extracts: ExtractiveModel) -> AsyncIterator[Stand]:
     sandbox = Sandbox(1, timedelta(seconds=60), 1_000_000_000)
     sent: list[dict[str, Any]] = []
 
     async def note(request: httpx2.Request) -> None:
         sent.append(json.loads(request.content))
 
-    async with serving(Options(tmp_path), extracts) as url, DocumentExtractor(sandbox) as extractor:
+    async with (
+        serving(Options(tmp_path_factory.mktemp("model")), extracts) as url,
+        DocumentExtractor(sandbox) as extractor,
+    ):
         http = anthropic.DefaultAioHttpClient(event_hooks={"request": [note]}, trust_env=False)
         async with anthropic.AsyncAnthropic(
             api_key="local", base_url=url, max_retries=0, http_client=http
@@ -129,7 +135,7 @@ def reviewed(summary: Summary, text: str) -> Parsed:
     return quality.review(Parsed(*fields, summary.warnings), text, RECIPE)
 
 
-def test_every_document_is_described() -> None:
+async def test_every_document_is_described() -> None:
     assert set(REPORTED) == {path.name for path in CORPUS.iterdir()} - {"README.md"}
     assert len(REPORTED) >= 20
 

@@ -11,6 +11,9 @@ from typing import Any
 
 import pytest
 
+from docsum.local.compose import attach
+from docsum.settings import ClickHouse, load
+from docsum.stores.connection import connect
 from tests.support.deployment import Deployment, ModelServer
 from tests.support.texts import write_documents
 
@@ -37,8 +40,11 @@ class House:
         return found
 
     def summary(self, path: Path) -> dict[str, Any]:
-        shown = json.loads(self.deployment.docsum("documents", "show", str(path), "--json"))
-        found: dict[str, Any] = shown["summary"]
+        found: dict[str, Any] = self.show(path)["summary"]
+        return found
+
+    def show(self, path: Path) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.deployment.docsum("documents", "show", str(path), "--json"))
         return found
 
     def accepted(self) -> int:
@@ -158,3 +164,54 @@ def test_hopeless_documents_end_with_their_reason_and_exit_code_three(house: Hou
     reasons = {Path(row["document_id"]).name: row["reason"] for row in house.rows(shown["run_id"])}
     assert reasons["empty.txt"] == "empty"
     assert reasons["program.txt"] == "not_a_document"
+
+
+MARKER = "Marzipankartoffel"
+
+
+async def test_a_deleted_document_stays_away_until_its_source_is_read_again(house: House) -> None:
+    folder = house.folder / "letters"
+    folder.mkdir()
+    secret, other = folder / "secret.txt", folder / "other.txt"
+    secret.write_text(f"About the {MARKER}\n\nThe {MARKER} is made of almonds. Nobody may know of it.\n")
+    other.write_text("About the harbour\n\nThe northern wall is repaired before the autumn storms.\n")
+    assert house.run(str(folder))["done"] == 2
+    assert MARKER in house.summary(secret)["summary"]
+
+    house.deployment.docsum("documents", "delete", str(secret))
+    assert house.show(secret)["deleted"]
+    assert house.show(secret)["summary"] is None
+    again = house.run(str(folder))
+    assert (again["done"], again["skipped"]) == (1, 1)
+    assert house.summary(secret)["reused"]  # its answer was still there
+
+    settings = attach(load(home=house.deployment.home))
+    assert settings is not None
+    assert await tables_that_hold(MARKER, settings.clickhouse)
+    calls = json.loads(house.deployment.docsum("cost", "--json"))["total"]
+    house.deployment.docsum("documents", "delete", str(secret), "--purge", "--yes")
+    assert await tables_that_hold(MARKER, settings.clickhouse) == set()
+    assert json.loads(house.deployment.docsum("cost", "--json"))["total"] == calls
+    assert house.summary(other) is not None
+
+    assert house.run(str(folder))["done"] == 1  # it is still in the folder
+    assert MARKER in house.summary(secret)["summary"]
+
+
+async def tables_that_hold(text: str, settings: ClickHouse) -> set[str]:
+    """Every table with a row that has the text in it, merged or not."""
+    client = await connect(settings, database=settings.database)
+    try:
+        tables = await client.query(
+            "SELECT name FROM system.tables WHERE database = currentDatabase() AND engine LIKE '%MergeTree'"
+        )
+        held = set()
+        for (name,) in tables.result_rows:
+            found = await client.query(
+                f"SELECT count() FROM {name} WHERE position(toString(tuple(*)), '{text}') > 0"
+            )
+            if found.result_rows[0][0]:
+                held.add(str(name))
+        return held
+    finally:
+        await client.close()

@@ -1,4 +1,4 @@
-"""`docsum cost`, `export` and `documents delete` as processes: on a real engine, and on the whole stack."""
+"""`docsum cost`, `export` and `documents delete` as processes on a real engine."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -20,7 +19,6 @@ from uuid import UUID, uuid4
 import pyarrow.parquet as pq
 import pytest
 
-from docsum.local.compose import attach
 from docsum.models import (
     Answer,
     Coordinates,
@@ -40,8 +38,7 @@ from docsum.models import (
 from docsum.settings import ClickHouse, load
 from docsum.stores import migrate
 from docsum.stores.clickhouse import ClickHouseStore
-from docsum.stores.connection import connect
-from tests.support.deployment import ROOT, Deployment
+from tests.support.deployment import ROOT
 from tests.support.engine import Engine
 
 DOCUMENTS = 20_000
@@ -206,76 +203,3 @@ async def test_a_purge_on_a_real_engine(filled: Filled) -> None:
         assert (found["summaries_removed"], found["answers_blanked"]) == (1, 1)
         assert await store.traces("secret.txt") == Traces()
         assert (await store.costs(CostBy.MODEL)).total.cost == before >= Decimal("0.25")
-
-
-# -- the whole stack ---------------------------------------------------------------------------------------
-
-MARKER = "Marzipankartoffel"
-
-
-@pytest.fixture(scope="module")
-def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    made = Deployment(tmp_path_factory.mktemp("stack"), DOCSUM_MODEL__NAME="local-extractive-1")
-    yield made
-    made.close()
-
-
-@pytest.mark.timeout(400)
-async def test_a_deleted_document_stays_away_until_its_source_is_read_again(
-    deployment: Deployment, tmp_path: Path
-) -> None:
-    folder = tmp_path / "letters"
-    folder.mkdir()
-    secret, other = folder / "secret.txt", folder / "other.txt"
-    secret.write_text(f"About the {MARKER}\n\nThe {MARKER} is made of almonds. Nobody may know of it.\n")
-    other.write_text("About the harbour\n\nThe northern wall is repaired before the autumn storms.\n")
-    first = run(deployment, folder)
-    assert first["done"] == 2
-    assert MARKER in show(deployment, secret)["summary"]["summary"]
-
-    deployment.docsum("documents", "delete", str(secret))
-    assert (show(deployment, secret)["deleted"], show(deployment, secret)["summary"]) == (True, None)
-    again = run(deployment, folder)
-    assert (again["done"], again["skipped"]) == (1, 1)
-    assert show(deployment, secret)["summary"]["reused"]  # its answer was still there
-
-    settings = attach(load(home=deployment.home))
-    assert settings is not None
-    assert await tables_that_hold(MARKER, settings.clickhouse)
-    calls = json.loads(deployment.docsum("cost", "--json"))["total"]
-    deployment.docsum("documents", "delete", str(secret), "--purge", "--yes")
-    assert await tables_that_hold(MARKER, settings.clickhouse) == set()
-    assert json.loads(deployment.docsum("cost", "--json"))["total"] == calls
-    assert show(deployment, other)["summary"] is not None
-
-    assert run(deployment, folder)["done"] == 1  # it is still in the folder
-    assert MARKER in show(deployment, secret)["summary"]["summary"]
-
-
-def run(deployment: Deployment, folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(deployment.docsum("run", str(folder), "--json"))
-    return found
-
-
-def show(deployment: Deployment, path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(deployment.docsum("documents", "show", str(path), "--json"))
-    return found
-
-
-async def tables_that_hold(text: str, settings: ClickHouse) -> set[str]:
-    """Every table with a row that has the text in it, merged or not."""
-    client = await connect(settings, database=settings.database)
-    try:
-        tables = await client.query(
-            "SELECT name FROM system.tables WHERE database = currentDatabase() AND engine LIKE '%MergeTree'"
-        )
-        held = set()
-        for (name,) in tables.result_rows:
-            found = await client.query(
-                f"SELECT count() FROM {name} WHERE position(toString(tuple(*)), '{text}') > 0"
-            )
-            if found.result_rows[0][0]:
-                held.add(str(name))
-        return held
-    finally:
-        await client.close()

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import pytest_asyncio
 
 from docsum.errors import (
     ConfigurationError,
@@ -38,6 +39,7 @@ from tests.support.waiting import eventually
 
 MEMORY = 1_000_000_000
 SAMPLES = Path(__file__).parents[2] / "samples"
+by_the_shared_one = pytest.mark.asyncio(loop_scope="module")
 
 
 def document(content: bytes) -> Document:
@@ -57,6 +59,13 @@ async def sandbox() -> AsyncIterator[Sandbox]:
 @pytest.fixture
 def extractor(sandbox: Sandbox) -> DocumentExtractor:
     return DocumentExtractor(sandbox)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared() -> AsyncIterator[DocumentExtractor]:
+    """For tests that only read: its child is started once."""
+    async with DocumentExtractor(Sandbox(1, timedelta(seconds=60), MEMORY)) as extractor:
+        yield extractor
 
 
 def child_of(sandbox: Sandbox) -> psutil.Process:
@@ -92,14 +101,15 @@ async def test_pdf_word_and_html_share_one_child(extractor: DocumentExtractor, s
     assert sandbox.pids == first
 
 
-async def test_a_document_in_a_file_stays_the_callers(extractor: DocumentExtractor, tmp_path: Path) -> None:
+@by_the_shared_one
+async def test_a_document_in_a_file_stays_the_callers(shared: DocumentExtractor, tmp_path: Path) -> None:
     path = tmp_path / "copy"
     content = documents.pdf(60)
     path.write_bytes(content)
-    found = await extractor.extract(Document(len(content), "", path=path))
+    found = await shared.extract(Document(len(content), "", path=path))
     assert found.pages == 60
     path.write_text("A plain note, long enough.")
-    assert (await extractor.extract(Document(26, "", path=path))).text == "A plain note, long enough."
+    assert (await shared.extract(Document(26, "", path=path))).text == "A plain note, long enough."
     assert path.exists()
 
 
@@ -219,18 +229,20 @@ def test_a_declared_encoding_counts() -> None:
     ],
     ids=lambda value: None if isinstance(value, bytes) else str(getattr(value, "__name__", value)),
 )
+@by_the_shared_one
 async def test_each_has_its_reason(
-    extractor: DocumentExtractor, content: bytes, error: type[ExtractError], sentence: str
+    shared: DocumentExtractor, content: bytes, error: type[ExtractError], sentence: str
 ) -> None:
     with pytest.raises(error, match=sentence):
-        await extractor.extract(document(content))
+        await shared.extract(document(content))
 
 
 @pytest.mark.parametrize("seed", range(2, 8))
-async def test_flipped_bits_never_give_a_scrap_of_the_text(extractor: DocumentExtractor, seed: int) -> None:
+@by_the_shared_one
+async def test_flipped_bits_never_give_a_scrap_of_the_text(shared: DocumentExtractor, seed: int) -> None:
     whole = documents.pdf(60)
     try:
-        found = await extractor.extract(document(documents.flip_bits(whole, 2_000, seed)))
+        found = await shared.extract(document(documents.flip_bits(whole, 2_000, seed)))
     except Undecodable:
         return
     assert len(found.text) > len(pdf.read(whole).text) / 2
@@ -265,9 +277,10 @@ async def test_a_flate_bomb_meets_the_limit() -> None:
     await sandbox.close()
 
 
-async def test_deep_nesting_still_gives_the_text(extractor: DocumentExtractor) -> None:
+@by_the_shared_one
+async def test_deep_nesting_still_gives_the_text(shared: DocumentExtractor) -> None:
     text = " ".join(["The harbour is closed on Monday because of the storm."] * 3)
-    found = await extractor.extract(document(documents.nested_html(200_000, text)))
+    found = await shared.extract(document(documents.nested_html(200_000, text)))
     assert found.text == text
 
 
@@ -304,9 +317,10 @@ async def test_where_the_system_has_no_limit_the_parent_watches() -> None:
     await sandbox.close()
 
 
-async def test_the_pages_of_a_scan_come_through(extractor: DocumentExtractor) -> None:
+@by_the_shared_one
+async def test_the_pages_of_a_scan_come_through(shared: DocumentExtractor) -> None:
     with pytest.raises(Scanned, match="1 of 7 pages has text, the others are pictures") as refused:
-        await extractor.extract(document(documents.mixed_pdf(1, 6)))
+        await shared.extract(document(documents.mixed_pdf(1, 6)))
     assert refused.value.pages == 7
 
 
@@ -512,7 +526,8 @@ REFUSED = {
 }
 
 
-async def test_every_sample_does_what_its_readme_says(extractor: DocumentExtractor) -> None:
+@by_the_shared_one
+async def test_every_sample_does_what_its_readme_says(shared: DocumentExtractor) -> None:
     listed = [
         line.split("`")[1] for line in (SAMPLES / "README.md").read_text().splitlines() if "| `" in line
     ]
@@ -522,8 +537,8 @@ async def test_every_sample_does_what_its_readme_says(extractor: DocumentExtract
         content = (SAMPLES / "documents" / name).read_bytes()
         if name in REFUSED:
             with pytest.raises(REFUSED[name]):
-                await extractor.extract(document(content))
+                await shared.extract(document(content))
         else:
-            found = await extractor.extract(document(content))
+            found = await shared.extract(document(content))
             assert len(found.text) > 500, name
             assert "\ufffd" not in found.text, name
