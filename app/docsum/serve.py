@@ -144,7 +144,12 @@ async def _work(settings: Settings, stop: asyncio.Event, set_up: bool) -> None:
         )
         _follow(metrics, worker, store)
         port = await enter(
-            health.serve(settings.worker.host, settings.worker.port, metrics, lambda: worker.is_member)
+            health.serve(
+                settings.worker.host,
+                settings.worker.port,
+                metrics,
+                lambda: worker.is_member and not observer.is_stopped(),
+            )
         )
         _calm_the_collector()
         log.info("worker started", action="start", worker=name, model=settings.model.name, port=port)

@@ -410,6 +410,38 @@ async def test_a_lost_reply_is_kept_with_its_estimated_cost(bench: Bench) -> Non
     assert not (await ask(bench, summariser)).reused  # it does not count as an answer
 
 
+async def test_a_reset_before_the_request_was_accepted_counts_as_a_lost_reply_too(bench: Bench) -> None:
+    """From here it looks the same: better a cost too many than one that is forgotten."""
+    await bench.fault(kind="reset", times=1)
+    with pytest.raises(errors.ModelFaltered, match="lost"):
+        await ask(bench, bench.summariser())
+    assert bench.store.statuses == ["lost"]
+    assert await bench.accepted() == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "failure"),
+    [
+        ("credit_too_low", errors.ModelAccountBlocked),
+        ("usage_limit", errors.ModelAccountBlocked),
+        ("ramp_limit", errors.ModelRateLimited),
+        ("enforced_spend_limit", errors.ModelAccountBlocked),
+        ("contract_spend_limit", errors.ModelAccountBlocked),
+        ("too_large", errors.TooLong),  # these two are HTML pages of the edge
+        ("bad_gateway", errors.ModelFaltered),
+    ],
+)
+async def test_what_the_provider_is_known_to_say_of_accounts_and_at_its_edge(
+    bench: Bench, kind: str, failure: type[errors.DocsumError]
+) -> None:
+    await bench.fault(kind=kind)
+    with pytest.raises(errors.DocsumError) as caught:
+        await ask(bench, bench.summariser())
+    assert type(caught.value) is failure
+    assert "<" not in str(caught.value)
+    assert bench.store.rows == [] and await bench.accepted() == 0
+
+
 async def test_an_answer_that_takes_too_long_is_lost(bench: Bench) -> None:
     await bench.fault(kind="hang")
     with pytest.raises(errors.ModelFaltered, match="DOCSUM_MODEL__TIMEOUT"):

@@ -10,6 +10,7 @@ from docsum.telemetry.observer import WorkerObserver
 from tests.support.fakes import FakeClock, delivery
 
 DOWN = Failure("store_unavailable", "ClickHouse cannot be reached.", "store", "StoreUnavailable")
+KEY = Failure("model_key_rejected", "The provider answered 401.", "summarise", "ModelKeyRejected")
 
 
 def test_holds_say_how_many_since_when_and_when_next() -> None:
@@ -36,6 +37,18 @@ def test_a_delivery_that_is_let_go_holds_nothing_any_more() -> None:
     observer.holding(delivery(0), DOWN, timedelta(seconds=5))
     observer.ended(delivery(0))
     assert observer.holds() == ()
+
+
+def test_a_worker_is_stopped_while_it_holds_for_a_setting_and_not_in_an_outage() -> None:
+    observer = WorkerObserver(Metrics(), FakeClock())
+    observer.holding(delivery(0), DOWN, timedelta(seconds=5))
+    assert not observer.is_stopped()
+    observer.holding(delivery(1), KEY, timedelta(seconds=5))
+    observer.holding(delivery(2), KEY, timedelta(seconds=5))
+    observer.released(delivery(1))
+    assert observer.is_stopped()
+    observer.ended(delivery(2))
+    assert not observer.is_stopped()
 
 
 def test_outcomes_are_counted_by_topic_and_reason_and_no_label_grows_with_documents() -> None:

@@ -107,6 +107,8 @@ def translate(error: Exception) -> DocsumError:
         said = (error.api_message or error.message).strip()
         if error.status_code in (400, 429):
             kind = next((found for phrase, found in _PHRASES if phrase in said.lower()), kind)
+        if said.startswith("<"):  # an edge or a proxy has answered in place of the API
+            said = "a web page"
         request = f" ({error.request_id})" if error.request_id else ""
         sentence = f"The provider answered {error.status_code}: {said[:300]}{request}"
         return kind(sentence, retry_after=_retry_after(error.response.headers))

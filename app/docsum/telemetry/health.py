@@ -1,4 +1,7 @@
-"""The worker's small web page: `/metrics`, `/healthz` (alive) and `/readyz` (member of the group)."""
+"""The worker's small web page: `/metrics`, `/healthz` (alive) and `/readyz`.
+
+Ready is a member of the group whose settings work: not one that holds for a key that was rejected.
+"""
 
 from __future__ import annotations
 

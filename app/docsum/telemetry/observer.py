@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 
 import structlog
 
+from docsum.errors import REASONS, Disposition
 from docsum.models import Coordinates, DeadLettered, Delivery, Failure, Outcome, Retried
 from docsum.ports import Clock
 from docsum.telemetry.metrics import Metrics
@@ -96,6 +97,11 @@ class WorkerObserver:
         if self._holds.pop(delivery.at, None) is not None and not self._holds:
             log.info("nothing waits any more", action="release")
             self._told.clear()
+
+    def is_stopped(self) -> bool:
+        """True while something waits for a person to correct the settings."""
+        reasons = {hold.failure.reason for hold in self._holds.values()}
+        return any(REASONS[reason].disposition is Disposition.STOP for reason in reasons)
 
     def holds(self) -> tuple[str, ...]:
         """One sentence for each reason that holds deliveries now: what a heartbeat says."""
