@@ -52,8 +52,9 @@ class Breaker:
         self.dependency = dependency
         self._clock = clock
         self._outcomes: deque[tuple[str, bool]] = deque(maxlen=WINDOW)
-        self._successes: deque[tuple[int, str]] = deque(maxlen=WINDOW)
-        self._count = 0  # of successes, ever
+        self._successes: deque[tuple[int, str]] = deque(maxlen=WINDOW)  # begun at which mark
+        self._count = 0  # of outcomes, ever
+        self._opened = 0  # at which mark
         self._failure: Failure | None = None
         self._since: datetime | None = None  # None = closed
         self._cool_down = FIRST_COOL_DOWN
@@ -68,12 +69,12 @@ class Breaker:
 
     @property
     def mark(self) -> int:
-        """A moment, for `others_succeeded`."""
+        """A moment, for `succeeded` and `others_succeeded`."""
         return self._count
 
     def others_succeeded(self, document_id: str, mark: int) -> int:
-        """How many other documents got through since that moment."""
-        return len({name for at, name in self._successes if at > mark and name != document_id})
+        """How many other documents got through whose work began after that moment."""
+        return len({name for begun, name in self._successes if begun >= mark and name != document_id})
 
     def trouble(self) -> Trouble | None:
         """None while it is closed."""
@@ -85,17 +86,22 @@ class Breaker:
     def _until_probe(self) -> timedelta:
         return timedelta(seconds=max(0.0, self._next_probe - self._clock.monotonic()))
 
-    def succeeded(self, document_id: str) -> None:
-        """The dependency has worked for this document: an open breaker closes."""
+    def succeeded(self, document_id: str, begun: int | None = None) -> None:
+        """The dependency has worked for this document: an open breaker closes.
+
+        `begun`: the mark at which its work began. What was under way before it opened does not close it.
+        """
+        begun = self._count if begun is None else begun
         self._count += 1
         self._outcomes.append((document_id, True))
-        self._successes.append((self._count, document_id))
-        if self.is_open:
+        self._successes.append((begun, document_id))
+        if self.is_open and begun >= self._opened:
             self._close()
 
     def failed(self, document_id: str, failure: Failure) -> None:
         """The dependency has failed for this document."""
         self._failure = failure
+        self._count += 1
         self._outcomes.append((document_id, False))
         if self.is_open:
             if self._probing:
@@ -154,7 +160,7 @@ class Breaker:
         return len(set(failures)) >= DOCUMENTS and len(failures) >= SHARE * len(self._outcomes)
 
     def _open(self) -> None:
-        self._since = self._clock.now()
+        self._since, self._opened = self._clock.now(), self._count
         self._cool_down = FIRST_COOL_DOWN
         self._probe_in(self._cool_down)
 

@@ -351,7 +351,7 @@ class Pipeline:
                     trip.paid = True
 
                 async def ask() -> Summary:
-                    with self._telling(model, reference.document_id):
+                    with self._telling(model, trip):
                         return await self.summariser.summarise(reference, text, recipe, lane, before_paying)
 
                 summary = await self._patiently(trip, "summarise", ask, at_most=TEXT_PATIENCE, breaker=model)
@@ -367,7 +367,7 @@ class Pipeline:
         breaker = self.breakers.of(source)
         if not breaker.may_probe():
             raise SourceDown(f"{source} is out of order: {breaker.trouble()}")
-        was_open = breaker.is_open
+        was_open, begun = breaker.is_open, breaker.mark
         try:
             document = await self.fetcher.fetch(reference)
         except SourceUnavailable as error:
@@ -376,29 +376,31 @@ class Pipeline:
                 raise SourceDown(str(error)) from error
             raise
         except Exception:
-            breaker.succeeded(reference.document_id)  # it has answered
+            breaker.succeeded(reference.document_id, begun)  # it has answered
             raise
         except BaseException:
             if was_open:
                 breaker.give_up()
             raise
-        breaker.succeeded(reference.document_id)
+        breaker.succeeded(reference.document_id, begun)
         return document
 
     @contextmanager
-    def _telling(self, model: Breaker, document_id: str) -> Iterator[None]:
-        """Tells the breaker of the model how a call went."""
+    def _telling(self, model: Breaker, trip: Trip) -> Iterator[None]:
+        """Tells the breaker of the model how a call went; an answer that was there needed none."""
+        begun = model.mark
         try:
             yield
         except (ModelRateLimited, StoreError, _Unwanted):
             raise  # says nothing of the provider's health; the gate keeps to its limits
         except Exception as error:
             if row_of(error).disposition in _SHARED:
-                model.failed(document_id, classify(error, "summarise"))
-            else:
-                model.succeeded(document_id)
+                model.failed(trip.document_id, classify(error, "summarise"))
+            elif trip.paid:
+                model.succeeded(trip.document_id, begun)
             raise
-        model.succeeded(document_id)
+        if trip.paid:
+            model.succeeded(trip.document_id, begun)
 
     async def _text_of(self, document: Document, recipe: Recipe) -> ExtractedText:
         """Its text, or the document itself where its pages are pictures and the recipe sends them."""

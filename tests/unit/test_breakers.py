@@ -163,6 +163,17 @@ def test_successes_of_others_are_counted_from_a_moment_on(breaker: Breaker) -> N
     assert breaker.others_succeeded("mine", mark) == 2
 
 
+def test_what_was_under_way_before_the_trouble_says_nothing_of_it(breaker: Breaker) -> None:
+    begun = breaker.mark
+    opened(breaker)
+    for name in "abcd":
+        breaker.succeeded(name, begun)
+    assert breaker.is_open
+    assert breaker.others_succeeded("mine", breaker.mark) == 0
+    breaker.succeeded("probe", breaker.mark)
+    assert not breaker.is_open
+
+
 def test_the_breakers_of_many_hosts_are_bounded_and_open_ones_are_kept() -> None:
     breakers = Breakers(FakeClock())
     opened(breakers.of("host 0"))

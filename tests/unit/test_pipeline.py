@@ -67,6 +67,7 @@ from tests.support.fakes import (
     FakeSummariser,
     delivery,
     reference,
+    summary,
 )
 from tests.support.waiting import eventually, within_turns
 
@@ -280,6 +281,38 @@ async def test_what_fails_at_the_provider_while_others_get_through_is_this_docum
     bad, *good = await asyncio.gather(*(house.process(reference(name)) for name in ("bad", "a", "b", "c")))
     assert isinstance(bad, Retried) and all(isinstance(outcome, Stored) for outcome in good)
     assert house.clock.now() - START < timedelta(seconds=59)
+
+
+async def test_answers_to_calls_from_before_an_outage_do_not_make_it_one_document_s_trouble(
+    house: House,
+) -> None:
+    class Outage(FakeSummariser):
+        async def summarise(self, reference: DocumentReference, *rest: Any) -> Summary:
+            assert self.gate is not None
+            if reference.document_id == "late":
+                self.gate.set()
+                self.step()
+            return await super().summarise(reference, *rest)
+
+    house.pipeline.summariser = model = Outage(gate=asyncio.Event())
+    before = [asyncio.create_task(house.process(reference(name))) for name in ("a", "b", "c")]
+    await eventually(lambda: model.calls == 3)
+    model.errors = [ModelFaltered("529")] * 5
+    late = await house.process(reference("late"))
+    assert all(isinstance(outcome, Stored) for outcome in (late, *await asyncio.gather(*before)))
+
+
+async def test_answers_that_are_used_again_say_nothing_of_the_provider(house: House) -> None:
+    class Reuses(FakeSummariser):
+        async def summarise(self, reference: DocumentReference, *rest: Any) -> Summary:
+            if reference.document_id.startswith("known"):
+                return summary()
+            return await super().summarise(reference, *rest)
+
+    house.pipeline.summariser = Reuses([ModelFaltered("529")] * 5)
+    names = ("new", "known-1", "known-2", "known-3")
+    outcomes = await asyncio.gather(*(house.process(reference(name)) for name in names))
+    assert all(isinstance(outcome, Stored) for outcome in outcomes)
 
 
 async def test_an_outage_of_the_provider_opens_the_breaker_and_spends_no_attempt(house: House) -> None:
