@@ -13,6 +13,7 @@ from pytest_socket import disable_socket, enable_socket
 hypothesis.settings.register_profile("shared machine", deadline=None)
 hypothesis.settings.load_profile("shared machine")
 pytest_plugins = ["tests.support.broker", "tests.support.engine"]
+pytest_plugins = ["tests.support.broker", "tests.support.engine", "tests.support.outages"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -21,6 +22,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--control-documents", default="300", help="documents of the run that is paused and resumed"
     )
+    parser.addoption("--outage-documents", help="documents of an outage test, 10000 for the full size")
+    parser.addoption("--outage-seconds", help="how long its outage lasts, 600 for the full size")
     parser.addoption("--held-documents", default="1000", help="documents of a paused run in the held topic")
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
+import threading
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -123,6 +124,26 @@ class WebServer:
             return True
         await answer(writer)
         return False
+
+
+@contextmanager
+def in_a_thread(server: WebServer) -> Iterator[WebServer]:
+    """Served beside a test that blocks."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="web-server")
+    thread.start()
+
+    def done(work: Coroutine[None, None, object]) -> None:
+        asyncio.run_coroutine_threadsafe(work, loop).result(30)
+
+    done(server.__aenter__())
+    try:
+        yield server
+    finally:
+        done(server.__aexit__(None, None, None))
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(30)
+        loop.close()
 
 
 def certificate(folder: Path, *names: str, days: int = 1) -> tuple[Path, ssl.SSLContext]:
