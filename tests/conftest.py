@@ -12,7 +12,6 @@ from pytest_socket import disable_socket, enable_socket
 # How long an example may take says nothing where others use the processor too.
 hypothesis.settings.register_profile("shared machine", deadline=None)
 hypothesis.settings.load_profile("shared machine")
-pytest_plugins = ["tests.support.broker", "tests.support.engine"]
 pytest_plugins = ["tests.support.broker", "tests.support.engine", "tests.support.outages"]
 
 
