@@ -85,9 +85,8 @@ class Heart:
         """One heartbeat; whoever waits for one hears how it went."""
         asked, self._asked = self._asked, []
         now = self._clock.now()
-        status = replace(self._status(now, stopped), at_risk=self._guard.at_risk, alone=self._guard.alone)
         try:
-            await self._store.beat(status)
+            await self._store.beat(self.told(now, stopped=stopped))
         except DocsumError as error:
             self._beaten_since = None
             for one in asked:
@@ -98,6 +97,10 @@ class Heart:
             for one in asked:
                 if not one.done():
                     one.set_result(None)
+
+    def told(self, now: datetime, *, stopped: bool = False) -> WorkerStatus:
+        """What a heartbeat says at this moment."""
+        return replace(self._status(now, stopped), at_risk=self._guard.at_risk, alone=self._guard.alone)
 
     async def announced(self) -> None:
         """Returns when a heartbeat is stored that began after this call. Raises what the store raises."""

@@ -137,22 +137,12 @@ async def _work(settings: Settings, stop: asyncio.Event, set_up: bool) -> None:
             gate.share = share
 
         worker = KafkaWorker(
-            _membership(settings, retries),
+            _membership(settings, name, retries),
             process,
             clock,
             on_share,
         )
         _follow(metrics, worker, store)
-        port = await enter(
-            health.serve(
-                settings.worker.host,
-                settings.worker.port,
-                metrics,
-                lambda: worker.is_member and not observer.is_stopped(),
-            )
-        )
-        _calm_the_collector()
-        log.info("worker started", action="start", worker=name, model=settings.model.name, port=port)
 
         def status(now: datetime, stopped: bool) -> WorkerStatus:
             return replace(
@@ -168,6 +158,17 @@ async def _work(settings: Settings, stop: asyncio.Event, set_up: bool) -> None:
             )
 
         heart = Heart(store, crashes, clock, status)
+        port = await enter(
+            health.serve(
+                settings.worker.host,
+                settings.worker.port,
+                metrics,
+                lambda: worker.is_member and not observer.is_stopped(),
+                lambda: heart.told(clock.now()),
+            )
+        )
+        _calm_the_collector()
+        log.info("worker started", action="start", worker=name, model=settings.model.name, port=port)
         await _when_there(stop, heart.wake)
         held = HeldTopic(
             {
@@ -229,7 +230,7 @@ def _calm_the_collector() -> None:
     gc.set_threshold(20_000, 50, 100)
 
 
-def _membership(settings: Settings, retries: Sequence[str]) -> Membership:
+def _membership(settings: Settings, name: str, retries: Sequence[str]) -> Membership:
     topology = settings.topology()
     return Membership(
         brokers=settings.kafka.bootstrap_servers,
@@ -239,6 +240,7 @@ def _membership(settings: Settings, retries: Sequence[str]) -> Membership:
         partitions=topology.partitions,
         slots=settings.worker.slots_per_partition,
         drain=settings.worker.drain_timeout,
+        name=name,
         instance_id=settings.worker.instance_id,
         credentials=faust_credentials(settings.kafka),
         datadir=settings.home / "faust",

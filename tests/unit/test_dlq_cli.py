@@ -20,7 +20,8 @@ from uuid import UUID
 
 import pytest
 
-from docsum.cli.dlq_selection import _who, age
+from docsum.cli.audit import who
+from docsum.cli.dlq_selection import age
 from docsum.cli.output import Code, clean
 from docsum.kafka.headers import dead_letter_headers
 from docsum.models import (
@@ -458,7 +459,7 @@ def test_a_replay_tells_what_it_did_and_who(house: House, capsys: pytest.Capture
     assert "Sample of 10: 10 are done, 0 failed again." in err
     assert "Replayed 15, parked 1." in err
     (line,) = house.audits()
-    assert (line.who, line.action, line.count) == (_who(), "dlq replay", 16)
+    assert (line.who, line.action, line.count) == (who(), "dlq replay", 16)
     assert line.detail == "open entries that failed with timeout: 15 replayed, 1 parked"
 
 

@@ -20,8 +20,9 @@ _HELP = """Summarise all our documents, as a stream that finishes.
 
 \b
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 finished with dead letters,
-4 something is unreachable (trying again may help), 5 time-out, 78 wrong
-configuration (trying again never helps), 130 interrupted.
+4 something is unreachable (trying again may help), 5 time-out, 6 paused (a
+person must look), 78 wrong configuration (trying again never helps), 130
+interrupted.
 """
 
 #: Command -> module, and what the list of commands says of it.

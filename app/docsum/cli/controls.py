@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from docsum.cli.audit import audit
 from docsum.cli.deployment import reached
 from docsum.cli.output import Code, WrongUsage, finish, money, next_step, say
 from docsum.models import ALL_WORK, EPOCH, LIVE_EVENTS, Control, ControlState, Run, RunProgress
@@ -20,6 +21,9 @@ Reason = Annotated[str, typer.Option("--reason", help="Why: whoever looks at it 
 Budget = Annotated[
     str | None, typer.Option("--budget", metavar="USD", help="Pause when so many US dollars have been spent.")
 ]
+
+
+PAUSE, RESUME = "pause --all", "resume --all"  # in the audit
 
 
 def register(app: typer.Typer, name: str) -> None:
@@ -50,7 +54,8 @@ async def _pause_all(reason: str) -> Code:
 
     async with open_store(reached()) as store:
         was = await store.control(ALL_WORK)
-        granted = was.budget if was.changed_at >= _midnight() else None  # yesterday's is over
+        granted = was.budget if was.changed_at >= midnight() else None  # yesterday's is over
+        await audit(store, PAUSE, reason, 0)
         await _save(store, Control(ALL_WORK, ControlState.PAUSED, reason, granted))
     say("All work is paused.")
     next_step("`docsum resume --all`")
@@ -80,11 +85,12 @@ async def _resume_all() -> Code:
         was = [await store.control(target) for target in (ALL_WORK, LIVE_EVENTS)]
         daily, granted = settings.budget.daily_usd, None
         if daily is not None:
-            spent = await store.spent(None, _midnight())
+            spent = await store.spent(None, midnight())
             granted = spent + daily if spent >= daily else None
         await _save(store, Control(ALL_WORK, budget=granted))
         if was[1].state is ControlState.PAUSED:
             await _save(store, Control(LIVE_EVENTS))
+        await audit(store, RESUME, f"{money(granted)} for today" if granted else "", 0)
     paused = [control for control in was if control.state is ControlState.PAUSED]
     say("Work goes on." if paused or granted else "Nothing was paused.")
     if granted:
@@ -93,11 +99,11 @@ async def _resume_all() -> Code:
     return Code.OK
 
 
-def _midnight() -> datetime:
+def midnight(now: datetime | None = None) -> datetime:
     """Of today, UTC: when the day's budget began."""
     from docsum.ports import SystemClock
 
-    return SystemClock().now().replace(hour=0, minute=0, second=0, microsecond=0)
+    return (now or SystemClock().now()).replace(hour=0, minute=0, second=0, microsecond=0)
 
 
 def _need_all(all_: bool, verb: str) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from docsum.cli.audit import audit
 from docsum.cli.deployment import reached
 from docsum.cli.dlq_selection import (
     ASKS_ABOVE,
@@ -26,7 +27,6 @@ from docsum.cli.dlq_selection import (
     Until,
     Wanted,
     Yes,
-    audit,
     need_somebody,
 )
 from docsum.cli.options import JsonObject

@@ -14,6 +14,7 @@ from uuid import uuid4
 
 import typer
 
+from docsum.cli.audit import audit
 from docsum.cli.deployment import reached
 from docsum.cli.dlq_selection import (
     ASKS_ABOVE,
@@ -28,7 +29,6 @@ from docsum.cli.dlq_selection import (
     Until,
     Wanted,
     Yes,
-    audit,
     need_somebody,
 )
 from docsum.cli.options import JsonObject

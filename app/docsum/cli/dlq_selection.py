@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import getpass
-import os
 import re
 import sys
 from collections.abc import Sequence
@@ -17,9 +14,9 @@ import typer
 from docsum.cli.cost import starting_from
 from docsum.cli.documents import ids_of
 from docsum.cli.output import WrongUsage, clean, say, span
-from docsum.errors import REASONS, DocsumError
-from docsum.models import AuditRow, Coordinates, DeadLetterFilter, DeadLetterRow
-from docsum.replay import GOODBYE, Selection, entry_at
+from docsum.errors import REASONS
+from docsum.models import Coordinates, DeadLetterFilter, DeadLetterRow
+from docsum.replay import Selection, entry_at
 
 if TYPE_CHECKING:
     from docsum.ports import SummaryStore
@@ -157,27 +154,8 @@ def need_somebody(agreed: bool) -> None:
         raise WrongUsage("Add --yes where nobody can be asked; --dry-run shows what would happen.")
 
 
-async def audit(store: SummaryStore, action: str, detail: str, count: int) -> None:
-    try:
-        async with asyncio.timeout(GOODBYE.total_seconds()):
-            await store.audit(AuditRow(datetime.now(UTC), _who(), action, detail, count))
-    except (DocsumError, TimeoutError) as error:
-        why = "ClickHouse did not answer in time." if isinstance(error, TimeoutError) else error
-        say(f"It could not be written to the audit: {why}")
-
-
-def _who() -> str:
-    """The user of the operating system; in a container there may be a number only."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return str(os.getuid())
-
-
 def age(moment: datetime, now: datetime) -> str:
-    seconds = max(0.0, (now - moment).total_seconds())
-    days, rest = divmod(seconds, 86_400)
-    return f"{days:.0f} d {rest // 3_600:.0f} h" if days else span(seconds)
+    return span(max(0.0, (now - moment).total_seconds()))
 
 
 def replays_of(row: DeadLetterRow) -> int:

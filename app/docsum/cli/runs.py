@@ -217,7 +217,7 @@ def cancel(
 
 async def _cancel(run_id: str, reason: str, yes: bool) -> Code:
     from docsum.bootstrap import open_store
-    from docsum.cli.dlq_selection import audit
+    from docsum.cli.audit import audit
 
     async with open_store(reached()) as store:
         run = await find(run_id, store)

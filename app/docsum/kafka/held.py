@@ -47,6 +47,11 @@ _AT_ONCE = 200  # copies in flight: a worker's own deliveries get their turn bet
 Owned = Callable[[], frozenset[int]]
 
 
+def positions_group(group: str) -> str:
+    """Where the positions in the held topic are stored, of the workers of this group."""
+    return f"{group}-held"
+
+
 @dataclass(slots=True)
 class _Shelf:
     """What rests in one partition, as far as this worker has looked."""
@@ -207,7 +212,7 @@ class HeldTopic:
     @asynccontextmanager
     async def _consumer(self) -> AsyncIterator[Any]:  # Any: aiokafka is not typed
         consumer = AIOKafkaConsumer(
-            group_id=f"{self._group}-held",
+            group_id=positions_group(self._group),
             enable_auto_commit=False,
             auto_offset_reset="earliest",
             fetch_max_wait_ms=10,  # what is asked for is there: waiting would delay the next partition

@@ -59,7 +59,8 @@ class Membership:
     partitions: int  # of each of our topics
     slots: int  # deliveries at once from one partition
     drain: timedelta
-    instance_id: str = ""  # set: static membership
+    name: str = "docsum"  # under which the broker lists it
+    instance_id: str = ""  # set: static membership, which is listed under this one
     credentials: Any = None  # Any: one of Faust's credential classes, or None
     datadir: Path = Path("/nonexistent")
 
@@ -186,6 +187,7 @@ class KafkaWorker:
             member.group,
             broker=[f"kafka://{server.strip()}" for server in member.brokers.split(",")],
             broker_credentials=member.credentials,
+            broker_client_id=member.name,
             datadir=str(member.datadir),
             topic_disable_leader=True,
             topic_allow_declare=False,

@@ -1,0 +1,238 @@
+"""One look at a whole deployment: every part is asked at the same time, and none is waited for too long."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from docsum.cli.controls import PAUSE, midnight
+from docsum.errors import DocsumError, StoreUnavailable
+from docsum.models import (
+    ALL_WORK,
+    LIVE_EVENTS,
+    Control,
+    ControlState,
+    DeadLetterFilter,
+    DeadLetterGroup,
+    Run,
+    RunProgress,
+    RunState,
+    WorkerStatus,
+)
+
+if TYPE_CHECKING:
+    from docsum.kafka.backlog import Backlog
+    from docsum.local.stack_state import StackState
+    from docsum.ports import SummaryStore
+    from docsum.settings import Settings
+
+PATIENCE = timedelta(seconds=4)  # for each part, all at once
+_PAGE_PATIENCE = timedelta(seconds=2)  # for a worker of this machine
+_NEWEST_RUNS = 12
+_FINISHED_RUNS = 3
+SILENCE = timedelta(seconds=20)  # a worker beats every 5 s
+_FORGOTTEN = timedelta(hours=1)  # a worker that was killed is shown no longer
+_GOODBYE = timedelta(minutes=2)  # nor one that was stopped in order
+
+
+@dataclass(slots=True)
+class Stored:
+    """What ClickHouse has told in time; None where it has not."""
+
+    workers: Sequence[WorkerStatus] | None = None
+    controls: Sequence[Control] | None = None
+    paused_by: str = ""  # who has paused all work
+    runs: Sequence[tuple[Run, RunProgress]] | None = None
+    spent_today: Decimal | None = None
+    dead_letters: Sequence[DeadLetterGroup] | None = None  # open ones
+
+    @property
+    def is_empty(self) -> bool:
+        parts = (self.workers, self.controls, self.runs, self.spent_today, self.dead_letters)
+        return all(part is None for part in parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """What could be learned."""
+
+    at: datetime
+    stack: StackState | None = None  # of the local stack
+    backlog: Backlog | None = None
+    stored: Stored = field(default_factory=Stored)
+    pages: Sequence[WorkerStatus] = ()  # what workers of this machine say themselves
+    errors: Sequence[DocsumError] = ()  # one for each part that does not answer
+    daily_budget: Decimal | None = None
+
+    @property
+    def workers(self) -> list[WorkerStatus]:
+        """Those of late: by their own word where they were asked, else by their last heartbeat."""
+        found = {worker.worker: worker for worker in self.stored.workers or ()}
+        found |= {worker.worker: worker for worker in self.pages}
+        return [worker for _, worker in sorted(found.items()) if self._is_recent(worker)]
+
+    def _is_recent(self, worker: WorkerStatus) -> bool:
+        return self.at - worker.beat_at < (_GOODBYE if worker.stopped else _FORGOTTEN)
+
+    @property
+    def living(self) -> list[WorkerStatus]:
+        return [worker for worker in self.workers if not worker.stopped and not self.is_silent(worker)]
+
+    def is_silent(self, worker: WorkerStatus) -> bool:
+        return worker.ended_silently(self.at, SILENCE)
+
+    @property
+    def waiting(self) -> int:
+        """Events that the workers have not finished, in all topics that they read."""
+        return sum(topic.events for topic in self.backlog.topics) if self.backlog else 0
+
+    @property
+    def nobody_works(self) -> bool:
+        """Whether something waits and neither heartbeat, page nor broker knows a worker."""
+        return bool(self.backlog and self.waiting and not self.living and not self.backlog.members)
+
+    def paused(self, target: UUID) -> Control | None:
+        """The control of all work, of the live events or of a run, where it is paused."""
+        for control in self.stored.controls or ():
+            if control.target == target and control.state is ControlState.PAUSED:
+                return control
+        return None
+
+    @property
+    def budget_today(self) -> Decimal | None:
+        """What may be spent today: DOCSUM_BUDGET__DAILY_USD, or what a person has granted since midnight."""
+        if self.daily_budget is None:
+            return None
+        granted = [
+            control.budget
+            for control in self.stored.controls or ()
+            if control.target == ALL_WORK and control.budget and control.changed_at >= midnight(self.at)
+        ]
+        return max([self.daily_budget, *granted])
+
+    @property
+    def budget_is_spent(self) -> bool:
+        budget, spent = self.budget_today, self.stored.spent_today
+        return budget is not None and spent is not None and spent >= budget
+
+    @property
+    def rests(self) -> bool:
+        """Whether nothing new is begun anywhere."""
+        return self.paused(ALL_WORK) is not None or self.budget_is_spent
+
+    @property
+    def cost_in_flight(self) -> Decimal:
+        return sum((worker.cost_in_flight for worker in self.living), Decimal(0))
+
+
+async def look(settings: Settings, *, local: bool) -> Health:
+    """Takes about `PATIENCE` at most. A part that is down hides no other."""
+    from docsum.local.stack_state import find
+
+    stack = find(settings.home) if local else None
+    (backlog, no_broker), (stored, no_store), pages = await asyncio.gather(
+        _broker(settings), _store(settings), _pages(stack)
+    )
+    return Health(
+        datetime.now(UTC),
+        stack,
+        backlog,
+        stored,
+        pages,
+        [error for error in (no_broker, no_store) if error],
+        settings.budget.daily_usd,
+    )
+
+
+async def _broker(settings: Settings) -> tuple[Backlog | None, DocsumError | None]:
+    from docsum.kafka import backlog
+
+    try:
+        return await backlog.look(settings.kafka, settings.topology(), PATIENCE), None
+    except DocsumError as error:
+        return None, error
+
+
+async def _pages(stack: StackState | None) -> Sequence[WorkerStatus]:
+    """What the workers of the local stack say, whatever else is down."""
+    processes = stack.processes if stack else ()
+    ports = [process.port for process in processes if process.name.startswith("worker-") and process.port]
+    if not ports:
+        return ()
+    from docsum.local.loopback import HOST
+    from docsum.telemetry.health import ask
+
+    answers = await asyncio.gather(*(ask(f"{HOST}:{port}", _PAGE_PATIENCE) for port in ports))
+    return [answer for answer in answers if answer]
+
+
+async def _store(settings: Settings) -> tuple[Stored, DocsumError | None]:
+    from docsum.bootstrap import open_store
+
+    stored, where = Stored(), f"ClickHouse at {settings.clickhouse.url}"
+    try:
+        async with asyncio.timeout(PATIENCE.total_seconds()), open_store(settings) as store:
+            await _tell_all(store, stored)
+    except TimeoutError:
+        how = "does not answer." if stored.is_empty else "is slow: not all of this could be asked in time."
+        return stored, StoreUnavailable(f"{where} {how}")
+    except DocsumError as error:
+        return stored, error
+    return stored, None
+
+
+async def _tell_all(store: SummaryStore, stored: Stored) -> None:
+    """What was told stays in `stored`, whatever comes of the rest. Raises a StoreError."""
+
+    async def workers() -> None:
+        stored.workers = await store.workers()
+
+    async def controls() -> None:
+        found = await store.controls()
+        if any(control.target == ALL_WORK and control.state is ControlState.PAUSED for control in found):
+            audits = [row for row in await store.audits() if row.action == PAUSE]
+            stored.paused_by = audits[0].who if audits else ""
+        stored.controls = found
+
+    async def runs() -> None:
+        stored.runs = await _runs(store)
+
+    async def spent() -> None:
+        stored.spent_today = await store.spent(None, midnight())
+
+    async def dead_letters() -> None:
+        stored.dead_letters = await store.dead_letter_groups(DeadLetterFilter())
+
+    questions = (workers(), controls(), runs(), spent(), dead_letters())
+    for result in await asyncio.gather(*questions, return_exceptions=True):
+        if isinstance(result, BaseException):
+            raise result
+
+
+async def _runs(store: SummaryStore) -> list[tuple[Run, RunProgress]]:
+    """New ones that are under way, all that are paused, however old, and a few that are over."""
+    runs = {run.id: run for run in await store.runs(_NEWEST_RUNS)}
+    for control in await store.controls():
+        is_run = control.target not in (ALL_WORK, LIVE_EVENTS)
+        if is_run and control.state is ControlState.PAUSED and control.target not in runs:
+            run = await store.run(control.target)
+            if run is not None:
+                runs[run.id] = run
+    progress = await asyncio.gather(*map(store.progress, runs))
+    found = sorted(
+        zip(runs.values(), progress, strict=True), key=lambda each: each[0].created_at, reverse=True
+    )
+    over = [run.id for run, counts in found if is_over(run, counts)][_FINISHED_RUNS:]
+    return [(run, counts) for run, counts in found if run.id not in over]
+
+
+def is_over(run: Run, progress: RunProgress) -> bool:
+    """Whether nothing of it is left to do."""
+    if run.wanted is ControlState.CANCELLED:
+        return True
+    return run.state is RunState.PUBLISHED and not progress.remaining

@@ -1,0 +1,220 @@
+"""What waits in Kafka, how old it is, and who is a member of the group: one look within a deadline.
+
+By aiokafka, whose calls end when they are cancelled; librdkafka's request for a group's offsets ends the
+process where the group has no coordinator (see `admin.py`). Nothing is committed and no group is joined.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment
+from aiokafka.errors import AuthenticationFailedError, GroupCoordinatorNotAvailableError, KafkaError
+
+from docsum.errors import BrokerUnavailable, ConfigurationError
+from docsum.kafka.headers import delivery_of
+from docsum.kafka.held import positions_group
+from docsum.kafka.security import aiokafka_security
+from docsum.models import Delivery, from_ms
+from docsum.settings import Kafka
+from docsum.topics import Topology
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+#: Of the deadline, for the records that tell how old the work is: without them the counts still stand.
+_HEADS = 0.5
+_BYTES = 16 * 1024  # of each partition, or one record if that is larger
+_LOOK = timedelta(milliseconds=200)
+_UUID = re.compile(r"-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """What the workers have not finished of one topic."""
+
+    topic: str
+    events: int
+    lost: int = 0  # deleted by retention before they were finished
+    oldest: datetime | None = None  # when the oldest was published first; None: there is none, or no telling
+    due: datetime | None = None  # in a retry topic, when the next one may be tried
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A member of the group, as the broker knows it."""
+
+    name: str
+    host: str
+    partitions: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """Everything that waits, and who is there to do it."""
+
+    topics: tuple[Waiting, ...]
+    held: int  # events of paused runs
+    dead_letters: int  # records of that topic, settled ones too
+    members: tuple[Member, ...]
+
+
+async def look(kafka: Kafka, topology: Topology, patience: timedelta) -> Backlog:
+    """Raises BrokerUnavailable or ConfigurationError, about when `patience` is over at the latest."""
+    try:
+        async with asyncio.timeout(patience.total_seconds()), _clients(kafka) as (admin, consumer):
+            return await _look(kafka, topology, admin, consumer, patience * _HEADS)
+    except AuthenticationFailedError as error:
+        raise ConfigurationError(
+            f"Kafka at {kafka.bootstrap_servers} does not accept the user of DOCSUM_KAFKA__SASL_USERNAME."
+        ) from error
+    except (KafkaError, TimeoutError, OSError) as error:
+        raise BrokerUnavailable(f"Kafka at {kafka.bootstrap_servers} does not answer.") from error
+
+
+@asynccontextmanager
+async def _clients(kafka: Kafka) -> AsyncIterator[tuple[Any, Any]]:  # Any: aiokafka is not typed
+    options = {"bootstrap_servers": kafka.bootstrap_servers, **aiokafka_security(kafka)}
+    admin = AIOKafkaAdminClient(**options)
+    consumer = AIOKafkaConsumer(
+        group_id=None,
+        enable_auto_commit=False,
+        auto_offset_reset="earliest",
+        fetch_max_wait_ms=10,  # what is asked for is there
+        max_partition_fetch_bytes=_BYTES,
+        **options,
+    )
+    try:
+        await asyncio.gather(admin.start(), consumer.start())
+        yield admin, consumer
+    finally:
+        await asyncio.gather(admin.close(), consumer.stop(), return_exceptions=True)
+
+
+async def _look(  # Any: aiokafka is not typed
+    kafka: Kafka, topology: Topology, admin: Any, consumer: Any, for_heads: timedelta
+) -> Backlog:
+    counts = {topic["topic"]: len(topic["partitions"]) for topic in await admin.describe_topics()}
+    if topology.documents not in counts:
+        raise ConfigurationError(f"Topic {topology.documents} does not exist. Run `docsum setup topics`.")
+    read = [name for name in counts if _is_read(name, topology)]
+    aside = [name for name in (topology.held, topology.dead_letters) if name in counts]
+    places = [TopicPartition(name, number) for name in (*read, *aside) for number in range(counts[name])]
+    # Positions first, so that none is beyond its end.
+    finished, rested, members = await asyncio.gather(
+        _positions(admin, kafka.group_id),
+        _positions(admin, positions_group(kafka.group_id)),
+        _members(admin, kafka.group_id),
+    )
+    consumer.assign(places)
+    consumer.pause(*places)
+    starts, ends = await asyncio.gather(consumer.beginning_offsets(places), consumer.end_offsets(places))
+    at = {place: max(starts[place], (finished | rested).get(place, 0)) for place in places}
+    left = {place: max(0, ends[place] - at[place]) for place in places}
+    heads = await _heads(
+        consumer, [place for place in places if place.topic in read and left[place]], at, for_heads
+    )
+    lost = {place: max(0, starts[place] - finished.get(place, starts[place])) for place in places}
+    return Backlog(
+        tuple(_waiting(name, left, lost, heads) for name in sorted(read)),
+        held=_sum(left, topology.held),
+        dead_letters=_sum(left, topology.dead_letters),
+        members=members,
+    )
+
+
+def _is_read(name: str, topology: Topology) -> bool:
+    return name in (
+        topology.documents,
+        topology.backfill,
+        topology.batch,
+        *topology.inputs,
+    ) or topology.is_retry(name)
+
+
+def _waiting(
+    name: str,
+    left: Mapping[TopicPartition, int],
+    lost: Mapping[TopicPartition, int],
+    heads: Iterable[Delivery],
+) -> Waiting:
+    mine = [head for head in heads if head.at.topic == name]
+    due = [head.not_before_ms for head in mine if head.not_before_ms is not None]
+    return Waiting(
+        name,
+        _sum(left, name),
+        _sum(lost, name),
+        from_ms(min(head.origin_timestamp_ms for head in mine)) if mine else None,
+        from_ms(min(due)) if due else None,
+    )
+
+
+def _sum(counts: Mapping[TopicPartition, int], topic: str) -> int:
+    return sum(count for place, count in counts.items() if place.topic == topic)
+
+
+async def _positions(admin: Any, group: str) -> dict[TopicPartition, int]:  # Any: aiokafka is not typed
+    """Empty for a group that has never committed anything."""
+    try:
+        found = await admin.list_consumer_group_offsets(group)
+    except GroupCoordinatorNotAvailableError:  # nobody has ever used a group at this broker
+        return {}
+    return {place: position.offset for place, position in found.items()}
+
+
+async def _members(admin: Any, group: str) -> tuple[Member, ...]:  # Any: aiokafka is not typed
+    try:
+        (answer,) = await admin.describe_consumer_groups([group])
+    except GroupCoordinatorNotAvailableError:
+        return ()
+    described = [member for found in answer.to_object()["groups"] for member in found["members"]]
+    return tuple(sorted(map(_member, described), key=lambda member: member.name))
+
+
+def _member(described: Mapping[str, Any]) -> Member:  # Any: as the protocol has it
+    assigned = described["member_assignment"]
+    topics = ConsumerProtocolMemberAssignment.decode(assigned).assignment if assigned else ()
+    return Member(
+        _UUID.sub("", described["member_id"]),  # what is before it is the worker's name
+        described["client_host"].lstrip("/"),
+        tuple(sorted(f"{topic}[{number}]" for topic, numbers in topics for number in numbers)),
+    )
+
+
+async def _heads(  # Any: aiokafka is not typed
+    consumer: Any,
+    places: Sequence[TopicPartition],
+    at: Mapping[TopicPartition, int],
+    patience: timedelta,
+) -> list[Delivery]:
+    """The first unfinished record of each partition, as far as they come in time."""
+    found: list[Delivery] = []
+    missing = set(places)
+    if not missing:
+        return found
+    consumer.assign(places)
+    for place in places:
+        consumer.seek(place, at[place])
+    with suppress(TimeoutError, KafkaError):
+        async with asyncio.timeout(patience.total_seconds()):
+            while missing:
+                milliseconds = _LOOK // timedelta(milliseconds=1)
+                for place, records in (await consumer.getmany(timeout_ms=milliseconds)).items():
+                    consumer.pause(place)
+                    if place in missing:
+                        missing.remove(place)
+                        found.append(_delivery(records[0]))
+    return found
+
+
+def _delivery(record: Any) -> Delivery:  # Any: aiokafka is not typed
+    place = (record.topic, record.partition, record.offset)
+    return delivery_of(*place, record.key, record.value, record.headers, record.timestamp)
