@@ -17,7 +17,7 @@ from typing import Any
 from docsum import serve, settings
 from docsum.models import Outcome
 from docsum.pipeline import Pipeline, Trip
-from docsum.summarisers.gate import CallGate
+from docsum.summarisers.gate import CallGate, Permit
 from tests.bench.measured import Meter
 
 
@@ -36,17 +36,19 @@ _WATCH: ContextVar[_Watch] = ContextVar("watch")
 class TimedGate(CallGate):
     """Notes how long a call waits for its place, and how long it has it."""
 
-    async def enter(self, input_tokens: int, output_tokens: int) -> Any:  # Any: a private type, passed on
+    async def enter(
+        self, call: Permit, input_tokens: int, output_tokens: int
+    ) -> Any:  # Any: a private type, passed on
         asked_at, watch = time.perf_counter(), _WATCH.get()
-        spent = await super().enter(input_tokens, output_tokens)
+        spent = await super().enter(call, input_tokens, output_tokens)
         watch.sent_at = time.perf_counter()
         watch.waited += watch.sent_at - asked_at
         return spent
 
-    def leave(self) -> None:
+    def leave(self, call: Permit) -> None:
         watch = _WATCH.get()
         watch.called += time.perf_counter() - watch.sent_at
-        super().leave()
+        super().leave(call)
 
 
 def timed_pipeline(meter: Meter) -> type[Pipeline]:

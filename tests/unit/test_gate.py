@@ -209,3 +209,14 @@ async def test_it_says_what_calls_wait_for() -> None:
     assert str(gate).startswith("2 of 2 calls, 1 wait")
     for task in waiting:
         task.cancel()
+
+
+async def test_a_call_that_gets_no_answer_is_told_of() -> None:
+    clock = FakeClock()
+    gate = CallGate(4, clock)
+    async with gate.permit(1, 1):
+        assert str(gate) == "1 of 4 calls"
+        clock.advance(timedelta(seconds=45))
+        async with gate.permit(1, 1):
+            assert str(gate) == "2 of 4 calls, the longest for 45 s"
+    assert str(gate) == "0 of 4 calls"

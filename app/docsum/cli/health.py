@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from docsum.ports import SummaryStore
     from docsum.settings import Settings
 
-PATIENCE = timedelta(seconds=4)  # for each part, all at once
+PATIENCE = timedelta(seconds=3.5)  # for each part, all at once
 _PAGE_PATIENCE = timedelta(seconds=2)  # for a worker of this machine
 _NEWEST_RUNS = 12
 _FINISHED_RUNS = 3

@@ -99,11 +99,12 @@ def _silent_workers(health: Health) -> Iterator[Trouble]:
 
 def _holds(health: Health) -> Iterator[Trouble]:
     """By reason: the sentence of one worker, and how many others say the same."""
+    known = () if health.stored.controls is None else _ASKED_FOR
     told = [
         (row.reason, sentence, worker)
         for worker in health.living
         for sentence in (*worker.breakers, *worker.holds)
-        if (row := reason_in(sentence)) is not None and row.reason not in _ASKED_FOR
+        if (row := reason_in(sentence)) is not None and row.reason not in known
     ]
     told.sort(key=lambda each: each[0])
     for reason, group in groupby(told, key=lambda each: each[0]):

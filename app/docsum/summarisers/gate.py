@@ -17,6 +17,7 @@ from docsum.ports import Clock
 
 _MINUTE = 60.0
 _NOW = 1e-6  # seconds; shorter waits are rounding errors
+_LONG = 10.0  # seconds; a call that takes longer is told of
 _LOOK_AGAIN = 1.0  # seconds; the share may change during a long wait
 
 
@@ -85,12 +86,12 @@ class Permit:
         self._spent: tuple[_Spent, ...] = ()
 
     async def __aenter__(self) -> None:
-        self._spent = await self._gate.enter(self._input_tokens, self._output_tokens)
+        self._spent = await self._gate.enter(self, self._input_tokens, self._output_tokens)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._gate.leave()
+        self._gate.leave(self)
 
     def used(self, input_tokens: int, output_tokens: int, requests: int = 1) -> None:
         """What the provider counted, in place of the estimates; nothing at all where there was no call."""
@@ -123,7 +124,7 @@ class CallGate:
         self._share = 1.0
         self._most = max_in_flight
         self._waiting = 0
-        self._in_flight = 0
+        self._calls: dict[Permit, float] = {}  # in flight, oldest first, and when each began
 
     @property
     def share(self) -> float:
@@ -138,7 +139,10 @@ class CallGate:
 
     def __str__(self) -> str:
         """What a person wants to know: how many calls, how many wait, and what for."""
-        parts = [f"{self._in_flight} of {self._most} calls"]
+        parts = [f"{len(self._calls)} of {self._most} calls"]
+        longest = self._clock.monotonic() - next(iter(self._calls.values()), self._clock.monotonic())
+        if longest >= _LONG:
+            parts.append(f"the longest for {longest:.0f} s")
         if self._waiting:
             parts.append(f"{self._waiting} wait")
         for budget, unit in (
@@ -171,14 +175,14 @@ class CallGate:
         """No call starts before that time has passed; a shorter wait never shortens a longer one."""
         self._cool_until = max(self._cool_until, self._clock.monotonic() + wait.total_seconds())
 
-    async def enter(self, input_tokens: int, output_tokens: int) -> tuple[_Spent, ...]:
+    async def enter(self, call: Permit, input_tokens: int, output_tokens: int) -> tuple[_Spent, ...]:
         """For `Permit`: returns when the call may start, with what it took."""
         self._waiting += 1
         try:
             spent = await self._enter(input_tokens, output_tokens)
         finally:
             self._waiting -= 1
-        self._in_flight += 1
+        self._calls[call] = self._clock.monotonic()
         return spent
 
     async def _enter(self, input_tokens: int, output_tokens: int) -> tuple[_Spent, ...]:
@@ -207,9 +211,9 @@ class CallGate:
                 )
             await self._clock.sleep(min(wait, _LOOK_AGAIN))
 
-    def leave(self) -> None:
+    def leave(self, call: Permit) -> None:
         """For `Permit`."""
-        self._in_flight -= 1
+        del self._calls[call]
         self._places.release()
 
     def correct(self, spent: tuple[_Spent, ...], *amounts: int) -> None:
