@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -215,3 +216,19 @@ async def tables_that_hold(text: str, settings: ClickHouse) -> set[str]:
         return held
     finally:
         await client.close()
+
+
+def test_while_kafka_and_the_engine_are_frozen_the_workers_tell_of_themselves(house: House) -> None:
+    frozen = ("kafka", "clickhouse")
+    for name in frozen:
+        house.deployment.kill(name, signal.SIGSTOP)
+    try:
+        shown = json.loads(house.deployment.docsum("status", "--json", within=30, ok=(4,)))
+    finally:
+        for name in frozen:
+            house.deployment.kill(name, signal.SIGCONT)
+    assert [worker["worker"] for worker in shown["workers"]] == ["worker-1", "worker-2"]
+    assert all(worker["partitions"] and worker["state"] != "stopped" for worker in shown["workers"])
+    assert [trouble["what"].split()[0] for trouble in shown["troubles"][:2]] == ["Kafka", "ClickHouse"]
+    assert all("logs" in trouble["do"] for trouble in shown["troubles"][:2])
+    assert {process["name"] for process in shown["processes"]} > set(frozen)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 from docsum.cli.controls import PAUSE, midnight
+from docsum.cli.output import NothingRuns
 from docsum.errors import DocsumError, StoreUnavailable
 from docsum.models import (
     ALL_WORK,
@@ -144,9 +145,16 @@ async def look(settings: Settings, *, local: bool) -> Health:
         backlog,
         stored,
         pages,
-        [error for error in (no_broker, no_store) if error],
+        [error for error in (_no_stack(settings, stack, local), no_broker, no_store) if error],
         settings.budget.daily_usd,
     )
+
+
+def _no_stack(settings: Settings, stack: StackState | None, local: bool) -> DocsumError | None:
+    """For whoever watches while it is stopped."""
+    if stack is not None or not local:
+        return None
+    return NothingRuns(f"No docsum runs in {settings.home} any more: `docsum up -d` starts it.")
 
 
 async def _broker(settings: Settings) -> tuple[Backlog | None, DocsumError | None]:
