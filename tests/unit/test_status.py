@@ -168,10 +168,18 @@ def test_events_without_a_worker_are_told() -> None:
 def test_a_silent_worker_is_told_until_others_have_its_partitions() -> None:
     lost = worker("worker-2", silent=45)
     alone = health(stored=stored(workers=(worker(partitions=("docsum.documents[5]",)), lost)))
-    assert "worker-2 on host has been silent for 45 s; it had partitions 0-1." in sentences(alone)
+    expected = "worker-2 on host has been silent for 45 s; nobody else has its partitions 0-1."
+    assert expected in sentences(alone)
     replaced = health(stored=stored(workers=(worker(), lost)))
     assert troubles(replaced) == []
     assert "silent for 45 s" in shown(replaced)
+
+
+def test_a_worker_that_froze_before_it_told_its_partitions_is_found_by_those_that_the_broker_lists() -> None:
+    born = worker("worker-2", silent=45, partitions=())
+    listed = Member("worker-2", "host", ("docsum.documents[7]",))
+    seen = health(backlog=backlog(members=(MEMBER, listed)), stored=stored(workers=(worker(), born)))
+    assert "nobody else has its partitions 7" in sentences(seen)
 
 
 def test_a_hold_is_told_once_with_what_to_do_and_who_else_says_so() -> None:

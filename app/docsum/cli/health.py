@@ -136,6 +136,9 @@ async def look(settings: Settings, *, local: bool) -> Health:
     from docsum.local.stack_state import find
 
     stack = find(settings.home) if local else None
+    if local and stack is None:  # it was stopped while somebody watched
+        gone = NothingRuns(f"No docsum runs in {settings.home} any more: `docsum up -d` starts it.")
+        return Health(datetime.now(UTC), errors=[gone])
     (backlog, no_broker), (stored, no_store), pages = await asyncio.gather(
         _broker(settings), _store(settings), _pages(stack)
     )
@@ -145,16 +148,9 @@ async def look(settings: Settings, *, local: bool) -> Health:
         backlog,
         stored,
         pages,
-        [error for error in (_no_stack(settings, stack, local), no_broker, no_store) if error],
+        [error for error in (no_broker, no_store) if error],
         settings.budget.daily_usd,
     )
-
-
-def _no_stack(settings: Settings, stack: StackState | None, local: bool) -> DocsumError | None:
-    """For whoever watches while it is stopped."""
-    if stack is not None or not local:
-        return None
-    return NothingRuns(f"No docsum runs in {settings.home} any more: `docsum up -d` starts it.")
 
 
 async def _broker(settings: Settings) -> tuple[Backlog | None, DocsumError | None]:

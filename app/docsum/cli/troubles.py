@@ -85,14 +85,17 @@ def _nobody(health: Health) -> Iterator[Trouble]:
 
 
 def _silent_workers(health: Health) -> Iterator[Trouble]:
-    """Those whose partitions nobody has taken over: a worker that is gone for good is no news."""
+    """Those that should be there: a worker that is gone for good, its partitions taken over, is no news."""
     owned = {partition for worker in health.living for partition in worker.partitions}
+    listed = {member.name: member.partitions for member in (health.backlog.members if health.backlog else ())}
     for worker in health.workers:
-        left = set(worker.partitions) - owned
-        if health.is_silent(worker) and left:
+        left = {*worker.partitions, *listed.get(worker.worker, ())} - owned
+        is_ours = health.stack is not None and health.stack.process(worker.worker) is not None
+        if health.is_silent(worker) and (left or is_ours):
+            has = f"; nobody else has its partitions {compact(left)}" if left else ""
             yield Trouble(
                 f"{worker.worker} on {worker.host} has been silent for"
-                f" {span((health.at - worker.beat_at).total_seconds())}; it had partitions {compact(left)}.",
+                f" {span((health.at - worker.beat_at).total_seconds())}{has}.",
                 f"If process {worker.pid} is stuck or dead, start it again; others take over in a minute.",
             )
 

@@ -175,5 +175,5 @@ def _said(text: str) -> str:
 
 def _first_line(text: str) -> str:
     line = text.strip().partition("\n")[0].partition(" (for url")[0]
-    line = re.sub(r"\s*\(version .*", "", line)
+    line = re.sub(r"\s*\(version .*| ssl:\w+ \[.*", "", line)  # the second is aiohttp's
     return _NAME.sub("", line).strip().rstrip(".")[:300] or "no reason was given"
