@@ -55,8 +55,8 @@ async def _pause_all(reason: str) -> Code:
     async with open_store(reached()) as store:
         was = await store.control(ALL_WORK)
         granted = was.budget if was.changed_at >= midnight() else None  # yesterday's is over
-        await audit(store, PAUSE, reason, 0)
         await _save(store, Control(ALL_WORK, ControlState.PAUSED, reason, granted))
+        await audit(store, PAUSE, reason, 0)
     say("All work is paused.")
     next_step("`docsum resume --all`")
     return Code.OK
