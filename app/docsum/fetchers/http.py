@@ -124,7 +124,10 @@ class HttpFetcher:
         resolver: AbstractResolver | None = None,
         patience: timedelta = timedelta(seconds=30),
     ) -> None:
-        """`patience`: how long a body may come at less than 1 KB a second. Raises ConfigurationError."""
+        """`patience`: how long there may be no answer, or a body at less than 1 KB a second.
+
+        Raises ConfigurationError.
+        """
         self._guard = AddressGuard(hosts, private_hosts)
         self._max_bytes = max_bytes
         self._timeout = timeout
@@ -175,12 +178,23 @@ class HttpFetcher:
     async def _follow(self, first: Target, announced: str) -> Document:
         target = first
         for _ in range(1 + _MOST_REDIRECTS):
-            # `encoded`: the address is asked for as it was checked, not as yarl would write it
-            async with self._session.get(URL(target.url, encoded=True), allow_redirects=False) as response:
+            async with await self._answer(target) as response:
                 if response.status not in _REDIRECT or "Location" not in response.headers:
                     return await self._take(response, target.shown, _name(first), announced)
                 target = self._guard.redirect(target, response.headers["Location"])
         raise SourceUnavailable(f"{first.shown!r} redirects more than {_MOST_REDIRECTS} times.")
+
+    async def _answer(self, target: Target) -> aiohttp.ClientResponse:
+        """Its head. A host that takes requests and is silent must not hold a worker's places for minutes."""
+        try:
+            async with asyncio.timeout(self._patience.total_seconds()) as window:
+                # `encoded`: the address is asked for as it was checked, not as yarl would write it
+                return await self._session.get(URL(target.url, encoded=True), allow_redirects=False)
+        except TimeoutError as error:
+            if not window.expired():
+                raise
+            patience = f"{self._patience.total_seconds():g} s"
+            raise SourceUnavailable(f"{target.shown!r} gave no answer within {patience}.") from error
 
     async def _take(
         self, response: aiohttp.ClientResponse, shown: str, name: str, announced: str
