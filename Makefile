@@ -58,6 +58,9 @@ test: check $(VENV)/.s3  ## everything but benches and long chaos
 chaos: $(VENV)/.dev  ## many schedules of faults: make chaos SEEDS=20
 	$(BIN)/python -m tests.chaos --seeds $(or $(SEEDS),20)
 
+outages: $(VENV)/.dev  ## the whole outage suite: model, sources, store, dead-letter topic
+	$(BIN)/pytest --long tests/chaos/test_outages.py tests/chaos/test_outages_around.py
+
 bench: $(VENV)/.dev  ## docsum beside the bare SDK loops: a table and bench-results/*.json
 	$(BIN)/python -m tests.bench
 
@@ -72,4 +75,4 @@ lock: | $(UV)  ## renew the hashed requirement files
 	$(COMPILE) pyproject.toml --upgrade --extra local --extra parquet --group dev -c requirements/local.txt -o requirements/dev.txt
 	$(COMPILE) --upgrade --group pyproject.toml:s3 -o requirements/s3.txt
 
-.PHONY: help demo check test chaos bench format lock link
+.PHONY: help demo check test chaos outages bench format lock link

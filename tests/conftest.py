@@ -21,9 +21,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--control-documents", default="300", help="documents of the run that is paused and resumed"
     )
+    parser.addoption("--long", action="store_true", help="also tests that `make test` has no time for")
     parser.addoption("--outage-documents", help="documents of an outage test, 10000 for the full size")
     parser.addoption("--outage-seconds", help="how long its outage lasts, 600 for the full size")
     parser.addoption("--held-documents", default="1000", help="documents of a paused run in the held topic")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--long"):
+        return
+    left_out = [item for item in items if item.get_closest_marker("long")]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.fixture(autouse=True)

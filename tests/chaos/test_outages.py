@@ -23,8 +23,8 @@ PER_MINUTE = 600
     ("rule", "reason"),
     [
         ({"status": 529}, "model_faltered"),
-        ({"status": 500}, "model_faltered"),
-        ({"kind": "reset"}, "model_faltered"),
+        pytest.param({"status": 500}, "model_faltered", marks=pytest.mark.long),
+        pytest.param({"kind": "reset"}, "model_faltered", marks=pytest.mark.long),
         ({}, "model_unreachable"),
     ],
     ids=["overloaded", "errors", "resets", "refuses"],

@@ -73,7 +73,7 @@ def healthy_done(fleet: Fleet, web: Web, run_id: str, count: int) -> float:
     return (max(moments) - min(moments)).total_seconds()
 
 
-@pytest.mark.parametrize("how", ["refuses", "hangs"])
+@pytest.mark.parametrize("how", [pytest.param("refuses", marks=pytest.mark.long), "hangs"])
 def test_a_source_host_that_is_down_makes_only_its_own_documents_wait(
     prepared: Prepare, web: Web, how: str
 ) -> None:
@@ -118,7 +118,13 @@ FAULTS: dict[str, Callable[[FaultProxy], None]] = {
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(name, marks=pytest.mark.long if name in ("refuses", "memory", "parts") else ())
+        for name in FAULTS
+    ],
+)
 def test_a_store_that_is_down_after_paid_answers_costs_no_call_twice(prepared: Prepare, fault: str) -> None:
     house = prepared("--latency=0.2")
     count, seconds = house.documents(200), house.seconds(5)
