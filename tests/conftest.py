@@ -19,7 +19,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--chaos-documents", default="300", help="documents of the kill test")
     parser.addoption("--chaos-seed", default="1", help="seed of its schedule")
     parser.addoption(
-        "--control-documents", default="300", help="documents of the run that is paused and resumed"
+        "--control-documents", default="200", help="documents of the run that is paused and resumed"
     )
     parser.addoption("--long", action="store_true", help="also tests that `make test` has no time for")
     parser.addoption("--outage-documents", help="documents of an outage test, 10000 for the full size")
