@@ -51,6 +51,12 @@ $(VENV)/.s3: requirements/s3.txt | $(UV)
 	@$(UV) pip sync --quiet --python $(VENV)/s3/bin/python --require-hashes requirements/s3.txt
 	@touch $@
 
+# Peers of the bench bring what must never come into ours: an environment of their own.
+$(VENV)/.peers: requirements/peers.txt | $(UV)
+	@$(UV) venv --quiet --clear --python $(BIN)/python $(VENV)/peers
+	@$(UV) pip sync --quiet --python $(VENV)/peers/bin/python --require-hashes requirements/peers.txt
+	@touch $@
+
 # Two files at a time, each with its own broker, engine or stack; the longest first, in the order given here.
 test: check $(VENV)/.s3  ## everything but benches and long chaos
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder tests/chaos tests/integration tests/contract
@@ -61,7 +67,7 @@ chaos: $(VENV)/.dev  ## many schedules of faults: make chaos SEEDS=20
 outages: $(VENV)/.dev  ## the whole outage suite: model, sources, store, dead-letter topic
 	$(BIN)/pytest --long tests/chaos/test_outages.py tests/chaos/test_outages_around.py
 
-bench: $(VENV)/.dev  ## docsum beside the bare SDK loops: a table and bench-results/*.json
+bench: $(VENV)/.dev $(VENV)/.peers  ## docsum beside bare SDK loops and its peers: tables and bench-results/*.json
 	$(BIN)/python -m tests.bench
 
 format: $(VENV)/.dev  ## write the code as the house would
@@ -74,5 +80,6 @@ lock: | $(UV)  ## renew the hashed requirement files
 	$(COMPILE) pyproject.toml --upgrade --extra local --extra parquet -c requirements/runtime.txt -o requirements/local.txt
 	$(COMPILE) pyproject.toml --upgrade --extra local --extra parquet --group dev -c requirements/local.txt -o requirements/dev.txt
 	$(COMPILE) --upgrade --group pyproject.toml:s3 -o requirements/s3.txt
+	$(COMPILE) --upgrade --group pyproject.toml:peers -c <(grep -oE '^(anthropic|aiohttp|httpx2)==[^ ]+' requirements/runtime.txt) -o requirements/peers.txt
 
 .PHONY: help demo check test chaos outages bench format lock link
