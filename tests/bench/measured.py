@@ -1,13 +1,19 @@
-"""What a contender's process measures of itself."""
+"""What a contender's process is told, and what it measures of itself. Needs the standard library only."""
 
 from __future__ import annotations
 
+import asyncio
 import json
+import sys
 import time
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
+
+#: Of a request to the Messages API. Any: the SDK's overloads do not take a mapping of objects.
+Body = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +58,20 @@ class Meter:
             added_ms=_p50_p99(self._added),
         )
         path.write_text(json.dumps(asdict(found)))
+
+
+#: Sends each of these requests to that address, so many at once.
+Work = Callable[[str, Sequence[Body], int, Meter], Coroutine[Any, Any, None]]
+
+
+def take_turn(works: Mapping[str, Work]) -> None:
+    """Be the contender that the command line names."""
+    name, url, in_flight, requests, out = sys.argv[1:]
+    with Path(requests).open() as lines:
+        bodies = list(map(json.loads, lines))  # before the clock starts
+    meter = Meter()
+    asyncio.run(works[name](url, bodies, int(in_flight), meter))
+    meter.save(Path(out))
 
 
 def _p50_p99(seconds: Sequence[float]) -> tuple[float, float]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,43 +18,52 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from tests.bench.contenders import BY_ID, DOCSUM, RIVALS
 from tests.bench.extraction import MEANINGS, Extraction
 from tests.bench.measured import Measured
-from tests.bench.stand import DOCSUM, LOOPS, Load
+from tests.bench.stand import Load
 from tests.support.deployment import ROOT
 
 Rounds = Sequence[Mapping[str, Measured]]
-_COLUMNS = (
-    "documents/s",
-    "docsum / it",
-    "CPU ms/document",
-    "peak MB",
-    "call ms p50, p99",
-    "added ms p50, p99",
-)
+COLUMNS = ("documents/s", "docsum / it", "CPU ms/document", "peak MB")
+_TIMES = ("call ms p50, p99", "added ms p50, p99")
 _EXTRACTION_COLUMNS = ("documents/s", "MB/s", "its rate / bare", "CPU ms/document", "child's peak MB")
 
 
 def show(load: Load, rounds: Rounds) -> None:
-    """A table: medians of the rounds, with the lowest and the highest."""
-    title = f"{load.latency:g} s a call, {load.in_flight} in flight, {load.documents:,} documents a round"
-    table = Table("", *_COLUMNS, title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    for name in (*LOOPS, DOCSUM):
+    """A table: medians of the rounds, with the lowest and the highest; and what each contender keeps."""
+    table = Table("", *COLUMNS, *_TIMES, title=title(load), title_justify="left", box=box.SIMPLE_HEAD)
+    for name, cells in lines(rounds):
         turns = [each[name] for each in rounds]
-        table.add_row(
-            LOOPS.get(name, name),
-            _spread((turn.rate for turn in turns), 0),
-            _spread(ratios(rounds, name), 2) if name in LOOPS else "",
-            _spread((turn.cpu_ms for turn in turns), 2),
-            f"{max(turn.peak_mb for turn in turns):.0f}",
-            _pair(turn.call_ms for turn in turns),
-            _pair(turn.added_ms for turn in turns) if name == DOCSUM else "",
+        added = _pair(turn.added_ms for turn in turns) if name == DOCSUM else ""
+        table.add_row(BY_ID[name].title, *cells, _pair(turn.call_ms for turn in turns), added)
+    console = Console(width=None if sys.stdout.isatty() else 150)
+    console.print(table)
+    for contender in BY_ID.values():
+        console.print(f"  {contender.title} keeps {contender.keeps}.", highlight=False)
+
+
+def title(load: Load) -> str:
+    return f"{load.latency:g} s a call, {load.in_flight} in flight, {load.documents:,} documents a round"
+
+
+def lines(rounds: Rounds) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Each contender that took part, docsum last, with a cell for each of COLUMNS."""
+    for name in (name for name in BY_ID if name in rounds[0]):
+        turns = [each[name] for each in rounds]
+        yield (
+            name,
+            (
+                _spread((turn.rate for turn in turns), 0),
+                _spread(ratios(rounds, name), 2) if name != DOCSUM else "",
+                _spread((turn.cpu_ms for turn in turns), 2),
+                f"{max(turn.peak_mb for turn in turns):.0f}",
+            ),
         )
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
 
 
 def ratios(rounds: Rounds, name: str) -> list[float]:
-    """docsum's rate over this loop's, of each round."""
+    """docsum's rate over that contender's, of each round."""
     return [each[DOCSUM].rate / each[name].rate for each in rounds]
 
 
@@ -106,7 +116,7 @@ def _pair(times: Iterable[tuple[float, float]]) -> str:
 def as_json(load: Load, rounds: Rounds) -> dict[str, object]:
     return {
         **asdict(load),
-        "docsum_over": {name: median(ratios(rounds, name)) for name in LOOPS},
+        "docsum_over": {name: median(ratios(rounds, name)) for name in RIVALS},
         "rounds": [{name: asdict(turn) for name, turn in each.items()} for each in rounds],
     }
 
@@ -121,7 +131,15 @@ def circumstances() -> dict[str, object]:
         "load_before": os.getloadavg()[0],
         "system": platform.platform(),
         "python": platform.python_version(),
+        "versions": _versions(),
     }
+
+
+def _versions() -> dict[str, str]:
+    """Of the SDK and the peers: they are installed as their lock says."""
+    lock = (ROOT / "requirements" / "peers.txt").read_text()
+    pinned = dict(re.findall(r"^(\S+)==(\S+)", lock, re.MULTILINE))
+    return {name: pinned[name] for name in ("anthropic", "taskiq", "litellm", "async-batch-llm")}
 
 
 def _git(*arguments: str) -> str:

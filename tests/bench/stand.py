@@ -6,6 +6,8 @@ import asyncio
 import json
 import os
 import random
+import secrets
+import shutil
 import subprocess
 import sys
 import time
@@ -19,14 +21,16 @@ from typing import NoReturn
 import psutil
 
 from docsum.bootstrap import setup_store, setup_topics
+from docsum.models import Recipe
 from docsum.settings import Fetch, Model, Settings, Store, Worker
+from docsum.summarisers.prompt import render
+from tests.bench.contenders import BY_ID, DOCSUM
 from tests.bench.measured import Measured
 from tests.support.broker import Broker
 from tests.support.deployment import ROOT, ModelServer
 from tests.support.engine import Engine
 
-LOOPS = {"default": "AsyncAnthropic", "aiohttp": "AsyncAnthropic, aiohttp"}
-DOCSUM = "docsum"
+_PEERS = ROOT / ".venv" / "peers" / "bin" / "python"
 _LONGEST_TURN = 600.0  # seconds
 _WORDS = """the pump was serviced and its filter changed before pressure in the third line fell below what had
 been noted by the engineers on night shift who asked for a new valve from the supplier near the harbour"""
@@ -44,6 +48,10 @@ class Load:
     documents: int  # a round
     in_flight: int
 
+    def __str__(self) -> str:
+        """As part of a file's name."""
+        return f"{self.latency:g}-{self.in_flight}"
+
 
 def write_documents(folder: Path, count: int) -> None:
     """So many texts of about 1 KB, no two alike in any folder."""
@@ -52,6 +60,14 @@ def write_documents(folder: Path, count: int) -> None:
     for number in range(count):
         lines = (" ".join(chance.choices(words, k=16)).capitalize() + "." for _ in range(11))
         (folder / f"{number:06d}.txt").write_text(f"Report {number}, {folder.name}.\n" + "\n".join(lines))
+
+
+def write_requests(documents: Path, model: str, out: Path) -> None:
+    """What docsum would ask of each text, a JSON line each: the others need not know how that is made."""
+    with out.open("w") as lines:
+        for path in sorted(documents.iterdir()):
+            body = render(Recipe(model), path.read_text(), secrets.token_hex(8)).params()
+            lines.write(json.dumps(body) + "\n")
 
 
 @contextmanager
@@ -89,41 +105,77 @@ def model_server(folder: Path, latency: float) -> Iterator[ModelServer]:
 
 
 @dataclass(frozen=True, slots=True)
+class Bill:
+    """What the stub server has charged for."""
+
+    accepted: int
+    input_tokens: int
+
+    @classmethod
+    def of(cls, server: ModelServer) -> Bill:
+        totals = server.get("/_billing")
+        return cls(totals["accepted"], totals["input_tokens"])
+
+    def since(self, before: Bill) -> Bill:
+        return Bill(self.accepted - before.accepted, self.input_tokens - before.input_tokens)
+
+
+@dataclass(frozen=True, slots=True)
 class Stand:
     """Gives a contender its turn: a process of its own that measures itself."""
 
     folder: Path
     settings: Settings
-    url: str  # of the stub server
+    server: ModelServer  # the stub
     load: Load
 
-    def turn(self, contender: str, documents: Path) -> Measured:
+    def round(self, number: int) -> Iterator[tuple[str, Measured]]:
+        """A turn for everyone, on texts that nobody has seen; each round begins with another contender.
+
+        Raises BenchFailed unless all of them asked the same of the model.
+        """
+        documents, requests = self.folder / f"documents-{self.load}-{number}", self.folder / "requests.jsonl"
+        write_documents(documents, self.load.documents)
+        write_requests(documents, self.settings.model.name, requests)
+        first, names, bills = number % len(BY_ID), list(BY_ID), {}
+        for name in (*names[first:], *names[:first]):
+            before = Bill.of(self.server)
+            yield name, self._turn(name, documents, requests)
+            bills[name] = Bill.of(self.server).since(before)
+        if len(set(bills.values())) > 1 or bills[DOCSUM].accepted != self.load.documents:
+            raise BenchFailed(f"The contenders did not do the same work: {bills}")
+        shutil.rmtree(documents)
+
+    def _turn(self, contender: str, documents: Path, requests: Path) -> Measured:
         """Raises BenchFailed unless every document was summarised."""
         out = self.folder / "measured.json"
         out.unlink(missing_ok=True)
-        if contender == DOCSUM:
-            peak = self._docsum(documents, out)
-        else:
-            load, model = self.load, self.settings.model.name
-            peak = self._loop([contender, self.url, model, str(load.in_flight), str(documents), str(out)])
+        peak = self._docsum(documents, out) if contender == DOCSUM else self._rival(contender, requests, out)
         found = Measured(**json.loads(out.read_text()) | {"peak_mb": peak / 1e6})
         if found.documents != self.load.documents:
             raise BenchFailed(f"{contender} ended {found.documents} of {self.load.documents} documents.")
         return found
 
-    def _loop(self, arguments: list[str]) -> int:
+    def _rival(self, contender: str, requests: Path, out: Path) -> int:
         """The peak of its memory."""
-        with self._process("loop", "tests.bench.loop", *arguments) as process:
-            peak = _watched(process, until=process)
-            if process.returncode != 0:
-                self._fail("loop")
+        arguments = (contender, self.server.url, str(self.load.in_flight), str(requests), str(out))
+        if not BY_ID[contender].peer:
+            process = self._process(contender, "tests.bench.loop", *arguments)
+        elif _PEERS.exists():
+            process = self._process(contender, "tests.bench.peers", *arguments, python=str(_PEERS))
+        else:
+            raise BenchFailed("The peers are not installed: run `make .venv/.peers`.")
+        with process as running:
+            peak = _watched(running, until=running)
+            if running.returncode != 0:
+                self._fail(contender)
         return peak
 
     def _docsum(self, documents: Path, out: Path) -> int:
         """Everything is announced before the worker starts: the rate is the worker's. Its peak of memory."""
         slots = -(-self.load.in_flight // 8)  # of 12 partitions: half as much again as may be in flight
         changed = {
-            "model": Model(base_url=self.url),
+            "model": Model(base_url=self.server.url),
             "worker": Worker(max_in_flight=self.load.in_flight, slots_per_partition=slots),
         }
         env = self.settings.model_copy(update=changed).environment()
@@ -147,7 +199,12 @@ class Stand:
 
     @contextmanager
     def _process(
-        self, name: str, module: str, *arguments: str, env: Mapping[str, str] | None = None
+        self,
+        name: str,
+        module: str,
+        *arguments: str,
+        env: Mapping[str, str] | None = None,
+        python: str = sys.executable,
     ) -> Iterator[subprocess.Popen[bytes]]:
         """`python -m` this; it has ended when the context is left, however that comes.
 
@@ -156,7 +213,7 @@ class Stand:
         kept = {key: os.environ[key] for key in ("PATH", "HOME", "LANG", "TMPDIR") if key in os.environ}
         with self._log(name).open("wb") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", module, *arguments],
+                [python, "-m", module, *arguments],
                 env={**kept, **(env or {}), "PYTHONPATH": str(ROOT)},
                 cwd=self.folder,
                 stdin=subprocess.DEVNULL,

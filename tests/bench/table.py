@@ -1,0 +1,59 @@
+"""`python -m tests.bench.table bench-results/X.json`: its rates as Markdown, for a README."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.bench import report
+from tests.bench.contenders import BY_ID
+from tests.bench.measured import Measured
+from tests.bench.stand import Load
+
+_Found = Mapping[str, Any]  # Any: what report.save wrote
+
+
+def markdown(found: _Found) -> Iterator[str]:
+    """The lines: what it was measured on, then a table for each load."""
+    versions = ", ".join(f"{name} {version}" for name, version in found.get("versions", {}).items())
+    rounds = len(found["results"][0]["rounds"])
+    yield (
+        f"{found['date']}, commit {found['commit'][:10]}, {found['cores']} cores, Python {found['python']}"
+        + (f", {versions}." if versions else ".")
+    )
+    yield f"Medians of {rounds} rounds, with the lowest and the highest."
+    for result in found["results"]:
+        yield from ("", *_table(result))
+
+
+def _table(result: _Found) -> Iterator[str]:
+    load = Load(result["latency"], result["documents"], result["in_flight"])
+    rounds = [{name: Measured(**turn) for name, turn in turns.items()} for turns in result["rounds"]]
+    yield from (f"{report.title(load)}:", "")
+    yield _row(("", *report.COLUMNS, "what is left after a kill"))
+    yield _row(("---", *["---:" for _ in report.COLUMNS], "---"))
+    for name, cells in report.lines(rounds):
+        yield _row((BY_ID[name].title, *cells, BY_ID[name].keeps))
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def main() -> int:
+    if len(sys.argv) != 2:
+        print(__doc__, file=sys.stderr)
+        return 2
+    found = json.loads(Path(sys.argv[1]).read_text())
+    if not found.get("results"):
+        print("There are no rates in it: it was made by --only extraction.", file=sys.stderr)
+        return 1
+    print("\n".join(markdown(found)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
