@@ -23,6 +23,7 @@ from docsum.extractors import DocumentExtractor
 from docsum.extractors.sandbox import Sandbox
 from docsum.fetchers import DocumentFetcher
 from docsum.heartbeat import Heart
+from docsum.kafka import backlog
 from docsum.kafka.admin import KafkaAdmin
 from docsum.kafka.codec import EventCodec
 from docsum.kafka.copies import RecordCopies
@@ -75,7 +76,6 @@ async def serve_worker(settings: Settings, *, set_up: bool = False) -> None:
 async def _work(settings: Settings, stop: asyncio.Event, set_up: bool) -> None:
     topology, clock, metrics = settings.topology(), SystemClock(), Metrics()
     newborn = _newborn(settings, clock.now())
-    name = newborn.worker
     prices = Prices.load()
     prices.of(settings.model.name)  # an unknown model is an error now, never a free call later
     client = make_client(settings.model, settings.worker.max_in_flight)
@@ -121,7 +121,7 @@ async def _work(settings: Settings, stop: asyncio.Event, set_up: bool) -> None:
             topology=topology,
             recipe=settings.recipe(),
             copies=RecordCopies(topology, settings.kafka.group_id, clock),
-            worker=name,
+            worker=newborn.worker,
             max_age=settings.retry.max_age,
             daily_budget=settings.budget.daily_usd,
             crashes=crashes,
@@ -136,11 +136,13 @@ async def _work(settings: Settings, stop: asyncio.Event, set_up: bool) -> None:
         def on_share(share: float) -> None:
             gate.share = share
 
+        member = _membership(settings, newborn.worker, retries)
         worker = KafkaWorker(
-            _membership(settings, name, retries),
+            member,
             process,
             clock,
             on_share,
+            lambda: backlog.unowned(settings.kafka, (*member.topics, *member.retries)),
         )
         _follow(metrics, worker, store)
 
@@ -168,7 +170,9 @@ async def _work(settings: Settings, stop: asyncio.Event, set_up: bool) -> None:
             )
         )
         _calm_the_collector()
-        log.info("worker started", action="start", worker=name, model=settings.model.name, port=port)
+        log.info(
+            "worker started", action="start", worker=newborn.worker, model=settings.model.name, port=port
+        )
         await _when_there(stop, heart.wake)
         held = HeldTopic(
             {
@@ -194,7 +198,7 @@ async def _work(settings: Settings, stop: asyncio.Event, set_up: bool) -> None:
             await _store_what_was_paid(summariser, store, settings.worker.shutdown_timeout)
             with suppress(TimeoutError):
                 await asyncio.wait_for(heart.beat(stopped=True), 2)
-            log.info("worker stopped", action="stop", worker=name)
+            log.info("worker stopped", action="stop", worker=newborn.worker)
 
 
 def _newborn(settings: Settings, now: datetime) -> WorkerStatus:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -170,13 +170,42 @@ async def _positions(admin: Any, group: str) -> dict[TopicPartition, int]:  # An
     return {place: position.offset for place, position in found.items()}
 
 
-async def _members(admin: Any, group: str) -> tuple[Member, ...]:  # Any: aiokafka is not typed
+async def unowned(
+    kafka: Kafka, topics: Collection[str], patience: timedelta = timedelta(seconds=10)
+) -> frozenset[str]:
+    """Partitions of these topics, as `topic[n]`, that no member of the group has; none while it rebalances.
+
+    Raises BrokerUnavailable.
+    """
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka.bootstrap_servers, **aiokafka_security(kafka))
+    try:
+        async with asyncio.timeout(patience.total_seconds()):
+            await admin.start()
+            counts = {topic["topic"]: len(topic["partitions"]) for topic in await admin.describe_topics()}
+            group = await _group(admin, kafka.group_id)
+    except (KafkaError, TimeoutError, OSError) as error:
+        raise BrokerUnavailable(f"Kafka at {kafka.bootstrap_servers} does not answer.") from error
+    finally:
+        await admin.close()
+    if group is None or group["state"] != "Stable":
+        return frozenset()
+    there = {f"{topic}[{number}]" for topic in topics for number in range(counts.get(topic, 0))}
+    return frozenset(there.difference(*(_member(member).partitions for member in group["members"])))
+
+
+async def _group(admin: Any, group: str) -> Mapping[str, Any] | None:  # Any: as the protocol has it
     try:
         (answer,) = await admin.describe_consumer_groups([group])
-    except GroupCoordinatorNotAvailableError:
-        return ()
-    described = [member for found in answer.to_object()["groups"] for member in found["members"]]
-    return tuple(sorted(map(_member, described), key=lambda member: member.name))
+    except GroupCoordinatorNotAvailableError:  # nobody has ever used a group at this broker
+        return None
+    (found,) = answer.to_object()["groups"]
+    return dict(found)
+
+
+async def _members(admin: Any, group: str) -> tuple[Member, ...]:  # Any: aiokafka is not typed
+    described = await _group(admin, group)
+    members = map(_member, described["members"] if described else ())
+    return tuple(sorted(members, key=lambda member: member.name))
 
 
 def _member(described: Mapping[str, Any]) -> Member:  # Any: as the protocol has it

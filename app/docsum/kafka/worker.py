@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -37,6 +38,8 @@ from docsum.ports import Clock
 COMMIT_EVERY = timedelta(seconds=0.5)
 COMMIT_TIMEOUT = timedelta(seconds=10)
 WATCH_EVERY = timedelta(seconds=5)
+#: Partitions that belong to nobody at two looks in a row are asked for.
+LOOK_FOR_UNOWNED_EVERY = timedelta(seconds=15)
 #: Work that is neither held nor waiting for its turn, and does not move for so long, is stuck.
 STALLED_AFTER = timedelta(minutes=10)
 #: A rebalance, or a life outside the group, that lasts longer than this is a fault of the client.
@@ -88,10 +91,14 @@ class KafkaWorker:
         process: Process,
         clock: Clock,
         on_share: Callable[[float], None],
+        unowned: Callable[[], Awaitable[frozenset[str]]] | None = None,
     ) -> None:
+        """`unowned` looks for partitions, as `topic[n]`, that no member of the group has."""
         self._membership = membership
         self._clock = clock
         self._on_share = on_share
+        self._unowned = unowned
+        self._missing: frozenset[str] = frozenset()  # at the last look
         self._doors = Doors(process, self._full, self._room, self._crash)
         self._queues: dict[TP, PartitionQueue] = {}
         self._crashed: asyncio.Future[None] | None = None
@@ -137,6 +144,7 @@ class KafkaWorker:
         timers = [
             asyncio.create_task(self._every(COMMIT_EVERY, self._commit_all)),
             asyncio.create_task(self._every(WATCH_EVERY, self._watch)),
+            asyncio.create_task(self._every(LOOK_FOR_UNOWNED_EVERY, self._ask_for_unowned)),
         ]
         start = asyncio.create_task(self._start())
         stopped = asyncio.create_task(stop.wait())
@@ -489,6 +497,28 @@ class KafkaWorker:
             self._moved = now
         if now - self._moved > STALLED_AFTER.total_seconds():
             raise RuntimeError(f"Nothing has finished for {STALLED_AFTER} although documents are at work.")
+
+    async def _ask_for_unowned(self) -> None:
+        """Joins again where partitions belong to nobody.
+
+        A static member that comes back is given its old assignment, and no member knows that it is the leader
+        and has to look at the topics (KIP-814; aiokafka 0.14 sends an older JoinGroup). Partitions that were
+        added meanwhile would never be read. A leader that joins again makes the broker assign anew.
+        """
+        if self._unowned is None or not self.is_member:
+            return
+        before, self._missing = self._missing, frozenset()
+        with suppress(BrokerUnavailable):
+            self._missing = await self._unowned()
+        if lost := before & self._missing:
+            log.warning("partitions belong to nobody", action="rejoin", partitions=sorted(lost)[:10])
+            self._missing = frozenset()
+            coordinator = self._coordinator()
+
+            async def join_again() -> None:
+                coordinator.request_rejoin()
+
+            await self._on_thread(join_again(), timedelta(seconds=5))
 
 
 def is_working(trip: Trip) -> bool:
