@@ -110,6 +110,12 @@ class Topology:
         """Also true for a retry topic of former delays: the worker empties every one that exists."""
         return topic.startswith(f"{self.prefix}.retry.")
 
+    def is_read(self, topic: str, lane: Lane) -> bool:
+        """Whether the group of this lane reads it; LIVE and BACKFILL share a group."""
+        if lane is Lane.BATCH:
+            return topic == self.batch
+        return topic in (self.documents, self.backfill, *self.inputs) or self.is_retry(topic)
+
     def lane_topic(self, lane: Lane) -> str:
         """Where events of a lane are published."""
         return {Lane.LIVE: self.documents, Lane.BACKFILL: self.backfill, Lane.BATCH: self.batch}[lane]

@@ -54,7 +54,6 @@ class Sample:
 
     at: float
     progress: RunProgress | None
-    accepted: int
 
 
 class Ground:
@@ -155,10 +154,7 @@ class World(Fleet):
         progress = None
         with suppress(Exception):
             progress = self.ask(lambda store: store.progress(self.run_id))
-        accepted = -1
-        with suppress(Exception):
-            accepted = self.model.billed["accepted"]
-        return Sample(self.elapsed(), progress, accepted)
+        return Sample(self.elapsed(), progress)
 
     # -- what comes back by itself -----------------------------------------------------------------------
 

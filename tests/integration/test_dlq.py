@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,9 +17,8 @@ from uuid import UUID
 
 import pytest
 
-from docsum.bootstrap import open_producer, open_store
+from docsum.bootstrap import open_producer
 from docsum.kafka.dead_letters import DeadLetterTopic
-from docsum.local.compose import attach
 from docsum.models import (
     AuditRow,
     Coordinates,
@@ -31,8 +30,6 @@ from docsum.models import (
     event_version,
     to_ms,
 )
-from docsum.ports import SummaryStore
-from docsum.settings import Settings, load
 from tests.support.deployment import Deployment, ModelServer
 from tests.support.fakes import summary
 
@@ -77,31 +74,17 @@ class House:
     def states(self, run_id: str) -> dict[str, int]:
         """By the store itself: a command takes a while, and some tests must be quick."""
         meant = DeadLetterFilter(states=(), run_id=UUID(run_id))
-        return {
-            group.state: group.count for group in self.store(lambda store: store.dead_letter_groups(meant))
-        }
-
-    @property
-    def settings(self) -> Settings:
-        found = attach(load(home=self.deployment.home))
-        assert found is not None
-        return found
-
-    def store(self, ask: Callable[[SummaryStore], Awaitable[T]]) -> T:
-        async def asked() -> T:
-            async with open_store(self.settings) as store:
-                return await ask(store)
-
-        return asyncio.run(asked())
+        groups = self.deployment.ask(lambda store: store.dead_letter_groups(meant))
+        return {group.state: group.count for group in groups}
 
     def audits(self, run_id: str) -> list[AuditRow]:
-        return [row for row in self.store(lambda store: store.audits(1_000)) if run_id in row.detail]
+        return [row for row in self.deployment.ask(lambda store: store.audits(1_000)) if run_id in row.detail]
 
     def published(self, topic: str) -> int:
         """Records that the topic has ever got."""
 
         async def count() -> int:
-            async with DeadLetterTopic(self.settings.kafka, topic) as records:
+            async with DeadLetterTopic(self.deployment.reached.kafka, topic) as records:
                 return sum(offsets.stop for offsets in (await records.offsets()).values())
 
         return asyncio.run(count())
@@ -223,7 +206,7 @@ def test_an_old_event_behind_a_newer_summary_is_superseded_for_free(house: House
         document, event_version(now, to_ms(now), "newer"), State.DONE, "", document, summary("Newer."), {},
         UUID(run_id), Coordinates("docsum.backfill", 0, 0), now, now,
     )  # fmt: skip
-    house.store(lambda store: store.write(Rows(summaries=(newer,))))
+    house.deployment.ask(lambda store: store.write(Rows(summaries=(newer,))))
     billed = house.model.billed["accepted"]
 
     house.deployment.docsum("resume", "--all")
@@ -239,7 +222,7 @@ def test_a_record_that_is_no_event_is_shown_and_given_up(house: House) -> None:
     value = b"\x1b]0;title\x07not an event" + os.urandom(100)
 
     async def publish() -> None:
-        settings = house.settings
+        settings = house.deployment.reached
         async with open_producer(settings) as producer:
             await producer.publish(RecordCopy("docsum.documents", 2, b"key", value, (("evil", b"\x1b[2J"),)))
 

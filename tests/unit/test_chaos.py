@@ -86,7 +86,7 @@ def test_an_offset_behind_the_end_is_noticed() -> None:
 
 
 def seen(at: float, queued: int, done: int = 0) -> Sample:
-    return Sample(at, RunProgress(uuid4(), queued=queued, done=done), 0)
+    return Sample(at, RunProgress(uuid4(), queued=queued, done=done))
 
 
 def test_a_standstill_is_noticed_once_nothing_is_down() -> None:

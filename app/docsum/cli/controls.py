@@ -11,7 +11,7 @@ import typer
 
 from docsum.cli.audit import audit
 from docsum.cli.deployment import reached
-from docsum.cli.output import Code, WrongUsage, finish, money, next_step, say
+from docsum.cli.output import Code, WrongUsage, finish, larger_budget, money, next_step, say, sentence
 from docsum.models import ALL_WORK, EPOCH, LIVE_EVENTS, Control, ControlState, Run, RunProgress
 
 if TYPE_CHECKING:
@@ -156,19 +156,17 @@ async def set_budget(store: SummaryStore, run: Run, budget: Decimal) -> None:
 def told_why(run: Run, progress: RunProgress) -> Code | None:
     """Says why a run has stopped before its end, and how it goes on; None where it has not."""
     if run.wanted is ControlState.CANCELLED:
-        say(f"The run is cancelled: {_sentence(run)}")
+        say(f"The run is cancelled: {_reason(run)}")
         return Code.FAILURE
     if run.wanted is not ControlState.PAUSED or not progress.remaining:
         return None
-    budget = run.control.budget if run.control else None
-    more = f" --budget {(2 * budget).normalize():f}" if budget is not None and progress.cost >= budget else ""
-    say(f"The run is paused: {_sentence(run)} `docsum runs resume {run.id}{more}` goes on.")
+    more = larger_budget(run, progress)
+    say(f"The run is paused: {_reason(run)} `docsum runs resume {run.id}{more}` goes on.")
     return Code.PAUSED
 
 
-def _sentence(run: Run) -> str:
-    reason = run.control.reason.strip() if run.control else ""
-    return reason if reason.endswith((".", "!", "?")) else f"{reason}."
+def _reason(run: Run) -> str:
+    return sentence(run.control.reason if run.control else "")
 
 
 def dollars(text: str | None) -> Decimal | None:

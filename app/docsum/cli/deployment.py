@@ -88,7 +88,7 @@ async def deployment_for(
 
 
 def _workers(state: StackState) -> list[int | None]:
-    return [process.pid for process in state.processes if process.name.startswith("worker-")]
+    return [process.pid for process in state.workers]
 
 
 def download(settings: Settings) -> None:

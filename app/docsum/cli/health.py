@@ -13,6 +13,7 @@ from uuid import UUID
 from docsum.cli.controls import PAUSE, midnight
 from docsum.cli.output import NothingRuns
 from docsum.errors import DocsumError, StoreUnavailable
+from docsum.heartbeat import SILENCE
 from docsum.models import (
     ALL_WORK,
     LIVE_EVENTS,
@@ -36,7 +37,6 @@ PATIENCE = timedelta(seconds=3.5)  # for each part, all at once
 _PAGE_PATIENCE = timedelta(seconds=2)  # for a worker of this machine
 _NEWEST_RUNS = 12
 _FINISHED_RUNS = 3
-SILENCE = timedelta(seconds=20)  # a worker beats every 5 s
 _FORGOTTEN = timedelta(hours=1)  # a worker that was killed is shown no longer
 _GOODBYE = timedelta(minutes=2)  # nor one that was stopped in order
 
@@ -164,8 +164,7 @@ async def _broker(settings: Settings) -> tuple[Backlog | None, DocsumError | Non
 
 async def _pages(stack: StackState | None) -> Sequence[WorkerStatus]:
     """What the workers of the local stack say, whatever else is down."""
-    processes = stack.processes if stack else ()
-    ports = [process.port for process in processes if process.name.startswith("worker-") and process.port]
+    ports = [process.port for process in stack.workers if process.port] if stack else []
     if not ports:
         return ()
     from docsum.local.loopback import HOST

@@ -231,6 +231,32 @@ def standing(run: Run, progress: RunProgress) -> str:
     return run.state.value
 
 
+def sentence(text: str) -> str:
+    """With its full stop: a person's reason may have none."""
+    text = text.strip()
+    return text if not text or text.endswith((".", "!", "?")) else f"{text}."
+
+
+def larger_budget(run: Run, progress: RunProgress) -> str:
+    """The option that a run needs to go on where its budget is spent; else empty."""
+    budget = run.control.budget if run.control else None
+    if budget is None or progress.cost < budget:
+        return ""
+    return f" --budget {(2 * budget).normalize():f}"
+
+
+def count_cells(progress: RunProgress) -> tuple[str, ...]:
+    """The cells done, skipped, retrying, failed, waiting and cost of a table."""
+    return (
+        f"{progress.done:,}",
+        f"{progress.skipped:,}",
+        f"{progress.retrying:,}",
+        f"{progress.dead_lettered:,}",
+        f"{progress.queued + progress.held:,}",
+        money(progress.cost),
+    )
+
+
 def run_fields(run: Run, progress: RunProgress) -> dict[str, object]:
     """A run as a program reads it."""
     return {

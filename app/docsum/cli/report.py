@@ -7,7 +7,7 @@ from dataclasses import asdict
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from docsum.cli.output import console, money, next_step, one_line, span, standing, table
+from docsum.cli.output import console, count_cells, money, next_step, one_line, span, standing, table
 from docsum.errors import REASONS
 from docsum.models import Run, RunDocumentRow, State
 
@@ -28,12 +28,7 @@ async def report(snapshot: Snapshot, store: SummaryStore, seconds: float | None 
     numbers = table("state", "done", "skipped", "retrying", "failed", "waiting", "cost", "time")
     numbers.add_row(
         standing(run, progress),
-        f"{progress.done:,}",
-        f"{progress.skipped:,}",
-        f"{progress.retrying:,}",
-        f"{progress.dead_lettered:,}",
-        f"{progress.queued + progress.held:,}",
-        money(progress.cost),
+        *count_cells(progress),
         span(seconds if seconds is not None else (progress.as_of - run.created_at).total_seconds()),
     )
     console().print(numbers)

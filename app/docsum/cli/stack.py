@@ -70,7 +70,7 @@ async def _detached(settings: Settings, workers: int | None, local_model: bool) 
 
     with starting() as seen:
         stack = await ensure_stack(settings, workers=workers or WORKERS, local_model=local_model, seen=seen)
-    before = _count(stack.state)
+    before = len(stack.state.workers)
     if workers not in (None, before):
         say(
             f"Changing the number of workers from {before} to {workers}: those that leave finish their calls."
@@ -83,10 +83,6 @@ async def _detached(settings: Settings, workers: int | None, local_model: bool) 
         say(f"The topics have {partitions} partitions: more workers than that have nothing to do.")
     next_step("`docsum run FOLDER`, `docsum status`, `docsum down`")
     return Code.OK
-
-
-def _count(state: StackState) -> int:
-    return sum(process.name.startswith("worker-") for process in state.processes)
 
 
 async def _here(settings: Settings, workers: int | None, local_model: bool) -> Code:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 from docsum.cli.health import Health
-from docsum.cli.output import clean, money, run_fields, span, standing, table
+from docsum.cli.output import clean, count_cells, money, run_fields, span, standing, table
 from docsum.cli.troubles import Trouble, compact
 from docsum.models import ALL_WORK, LIVE_EVENTS, Control, ControlState, Lane, WorkerStatus
 
@@ -138,12 +138,7 @@ def _runs(health: Health, rates: Mapping[UUID, float], width: int) -> Renderable
             str(run.id)[:8],
             *([clean(run.name)] if names else ()),
             standing(run, progress),
-            f"{progress.done:,}",
-            f"{progress.skipped:,}",
-            f"{progress.retrying:,}",
-            f"{progress.dead_lettered:,}",
-            f"{progress.queued + progress.held:,}",
-            money(progress.cost),
+            *count_cells(progress),
             *([f"{span(progress.remaining / rate)}, {rate:,.1f}/s" if rate else ""] if left else ()),
         )
     return found

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from docsum.cli.health import Health
-from docsum.cli.output import span, standing
+from docsum.cli.output import larger_budget, sentence, span, standing
 from docsum.errors import REASONS, DocsumError, Row, row_of
 from docsum.models import ALL_WORK, LIVE_EVENTS, ControlState, RunState
 
@@ -36,7 +36,7 @@ def troubles(health: Health) -> list[Trouble]:
 
 def _silent_parts(health: Health) -> Iterator[Trouble]:
     for error in health.errors:
-        yield Trouble(_sentence(str(error)), _remedy(error, health))
+        yield Trouble(sentence(str(error)), _remedy(error, health))
 
 
 def _remedy(error: DocsumError, health: Health) -> str:
@@ -61,13 +61,13 @@ def _controls(health: Health) -> Iterator[Trouble]:
         who = f" by {health.stored.paused_by}" if health.stored.paused_by else ""
         since = span((health.at - control.changed_at).total_seconds())
         yield Trouble(
-            f"All work is paused{who}, for {since}: {_sentence(control.reason)}",
+            f"All work is paused{who}, for {since}: {sentence(control.reason)}",
             "`docsum resume --all` goes on.",
         )
     if control := health.paused(LIVE_EVENTS):
         since = span((health.at - control.changed_at).total_seconds())
         yield Trouble(
-            f"The live events are paused, for {since}: {_sentence(control.reason)}",
+            f"The live events are paused, for {since}: {sentence(control.reason)}",
             "Look at `docsum dlq ls`; `docsum resume --all` goes on.",
         )
     if health.budget_is_spent:
@@ -104,22 +104,22 @@ def _holds(health: Health) -> Iterator[Trouble]:
     """By reason: the sentence of one worker, and how many others say the same."""
     known = () if health.stored.controls is None else _ASKED_FOR
     told = [
-        (row.reason, sentence, worker)
+        (row.reason, said, worker)
         for worker in health.living
-        for sentence in (*worker.breakers, *worker.holds)
-        if (row := reason_in(sentence)) is not None and row.reason not in known
+        for said in (*worker.breakers, *worker.holds)
+        if (row := reason_in(said)) is not None and row.reason not in known
     ]
     told.sort(key=lambda each: each[0])
     for reason, group in groupby(told, key=lambda each: each[0]):
         same = list(group)
         names = {worker.worker for _, _, worker in same}
         others = f" ({len(names)} workers say so)" if len(names) > 1 else ""
-        yield Trouble(f"{same[0][2].worker}: {_sentence(same[0][1])}{others}", REASONS[reason].hint)
+        yield Trouble(f"{same[0][2].worker}: {sentence(same[0][1])}{others}", REASONS[reason].hint)
 
 
-def reason_in(sentence: str) -> Row | None:
+def reason_in(said: str) -> Row | None:
     """The row of the failure table that the sentence of a hold or a breaker names."""
-    return next((REASONS[word] for word in _WORD.findall(sentence) if word in REASONS), None)
+    return next((REASONS[word] for word in _WORD.findall(said) if word in REASONS), None)
 
 
 def _lost(health: Health) -> Iterator[Trouble]:
@@ -135,11 +135,9 @@ def _runs(health: Health) -> Iterator[Trouble]:
     for run, progress in health.stored.runs or ():
         short = str(run.id)[:8]
         if run.wanted is ControlState.PAUSED and progress.remaining and run.control is not None:
-            budget = run.control.budget
-            more = f" --budget {(2 * budget).normalize():f}" if budget and progress.cost >= budget else ""
             yield Trouble(
-                f"The run {run.name} is paused: {_sentence(run.control.reason)}",
-                f"`docsum runs resume {short}{more}` goes on.",
+                f"The run {run.name} is paused: {sentence(run.control.reason)}",
+                f"`docsum runs resume {short}{larger_budget(run, progress)}` goes on.",
             )
         elif standing(run, progress) == RunState.INTERRUPTED:
             yield Trouble(
@@ -164,8 +162,3 @@ def next_command(found: Sequence[Trouble]) -> str:
     """The first command that a trouble names."""
     commands = (re.search(r"`docsum [^`]+`", str(trouble)) for trouble in found)
     return next((command[0] for command in commands if command), "`docsum doctor`")
-
-
-def _sentence(text: str) -> str:
-    text = text.strip()
-    return text if not text or text.endswith((".", "!", "?")) else f"{text}."

@@ -320,7 +320,7 @@ def _lag(session: _Session, group: str, topology: Topology, lane: Lane) -> list[
     from confluent_kafka import TopicPartition
 
     counts = session.partition_counts()
-    topics = sorted(name for name in counts if _is_read(name, topology, lane))
+    topics = sorted(name for name in counts if topology.is_read(name, lane))
     places = [TopicPartition(name, number) for name in topics for number in range(counts[name])]
     if not places:
         return []
@@ -406,12 +406,6 @@ def _ours(counts: Mapping[str, int], topology: Topology) -> dict[str, int]:
     """Our topics that exist, retry topics of former delays included, with their partitions."""
     names = {topic.name for topic in topology.topics()}
     return {name: count for name, count in counts.items() if name in names or topology.is_retry(name)}
-
-
-def _is_read(name: str, topology: Topology, lane: Lane) -> bool:
-    if lane is Lane.BATCH:
-        return name == topology.batch
-    return name in (topology.documents, topology.backfill, *topology.inputs) or topology.is_retry(name)
 
 
 def _shortfalls(topic: Topic, config: Mapping[str, str]) -> dict[str, str]:

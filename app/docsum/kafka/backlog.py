@@ -23,7 +23,7 @@ from docsum.errors import BrokerUnavailable, ConfigurationError
 from docsum.kafka.headers import delivery_of
 from docsum.kafka.held import positions_group
 from docsum.kafka.security import aiokafka_security
-from docsum.models import Delivery, from_ms
+from docsum.models import Delivery, Lane, from_ms
 from docsum.settings import Kafka
 from docsum.topics import Topology
 
@@ -105,7 +105,7 @@ async def _look(  # Any: aiokafka is not typed
     counts = {topic["topic"]: len(topic["partitions"]) for topic in await admin.describe_topics()}
     if topology.documents not in counts:
         raise ConfigurationError(f"Topic {topology.documents} does not exist. Run `docsum setup topics`.")
-    read = [name for name in counts if _is_read(name, topology)]
+    read = [name for name in counts if any(topology.is_read(name, lane) for lane in Lane)]
     aside = [name for name in (topology.held, topology.dead_letters) if name in counts]
     places = [TopicPartition(name, number) for name in (*read, *aside) for number in range(counts[name])]
     # Positions first, so that none is beyond its end.
@@ -129,15 +129,6 @@ async def _look(  # Any: aiokafka is not typed
         dead_letters=_sum(left, topology.dead_letters),
         members=members,
     )
-
-
-def _is_read(name: str, topology: Topology) -> bool:
-    return name in (
-        topology.documents,
-        topology.backfill,
-        topology.batch,
-        *topology.inputs,
-    ) or topology.is_retry(name)
 
 
 def _waiting(

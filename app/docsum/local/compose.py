@@ -210,8 +210,8 @@ def worker_environment(settings: Settings, name: str, port: int) -> Mapping[str,
 async def _with_current_settings(settings: Settings, state: StackState, local_model: bool) -> StackState:
     reached = _reached(with_model(settings, local_model), state.addresses)
     stale: dict[str, Mapping[str, str]] = {}
-    for process in state.processes:
-        if process.name.startswith("worker-") and process.port is not None:
+    for process in state.workers:
+        if process.port is not None:
             wanted = worker_environment(reached, process.name, process.port)
             if environment_digest(wanted) != process.environment:
                 stale[process.name] = wanted

@@ -51,9 +51,7 @@ async def restart(home: Path, environments: Environments, timeout: timedelta) ->
 
     Raises StackFailed when one does not come up, StackError when none runs or it takes longer.
     """
-    before = find(home)
-    if before is None:
-        raise StackError(f"No docsum runs in {home}; `docsum up` starts it.")
+    before = _running(home)
     if unknown := [name for name in environments if before.process(name) is None]:
         raise StackError(f"There is no process {unknown[0]} in {home}.")
     return await _asked(
@@ -66,13 +64,18 @@ async def scale(home: Path, workers: int, timeout: timedelta) -> StackState:
 
     Raises StackFailed when one does not come up, StackError when none runs or it takes longer.
     """
-    before = find(home)
-    if before is None:
-        raise StackError(f"No docsum runs in {home}; `docsum up` starts it.")
+    before = _running(home)
     wanted = {f"worker-{number}" for number in range(1, workers + 1)}
     return await _asked(
         home, before, Wish(workers=workers), lambda now: _scaled(before, now, wanted), timeout
     )
+
+
+def _running(home: Path) -> StackState:
+    state = find(home)
+    if state is None:
+        raise StackError(f"No docsum runs in {home}; `docsum up` starts it.")
+    return state
 
 
 async def _asked(
@@ -96,12 +99,11 @@ async def _asked(
 
 
 def _scaled(before: StackState, now: StackState, wanted: set[str]) -> bool:
-    workers = [process for process in now.processes if process.name.startswith("worker-")]
-    for process in workers:
+    for process in now.workers:
         if process.state is State.FAILED and process != before.process(process.name):
             raise StackFailed(process)
-    return {process.name for process in workers} == wanted and all(
-        process.state is State.READY for process in workers
+    return {process.name for process in now.workers} == wanted and all(
+        process.state is State.READY for process in now.workers
     )
 
 

@@ -108,6 +108,11 @@ class StackState:
         """The first process that was given up."""
         return next((process for process in self.processes if process.state is State.FAILED), None)
 
+    @property
+    def workers(self) -> tuple[ProcessState, ...]:
+        """Those of its processes that are workers, in the order of their numbers."""
+        return tuple(process for process in self.processes if process.name.startswith("worker-"))
+
     def process(self, name: str) -> ProcessState | None:
         """The process of this name."""
         return next((process for process in self.processes if process.name == name), None)
