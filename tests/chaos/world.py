@@ -30,6 +30,7 @@ LATENCY = "1..3"  # seconds of a model call: there is always something that a fa
 WORKER = "tests.support.chaos_worker"
 POISON = 5  # documents without a text
 _UNLUCKY = 3  # documents at which the model fails, and at no other
+_UNLUCKY_TIMES = 5  # each; once more, and the last attempt would be spent
 
 
 _RULES: dict[Kind, dict[str, object]] = {
@@ -105,7 +106,7 @@ class World(Fleet):
     def live_through(self, faults: Schedule, patience: float) -> None:
         """Returns when the run is over and every fault too, or after `patience` seconds more."""
         for number in range(_UNLUCKY):
-            rule = {"match": {"contains": f"Report {number} of"}, "status": 500, "times": 5}
+            rule = {"match": {"contains": f"Report {number} of"}, "status": 500, "times": _UNLUCKY_TIMES}
             self._set_rule(f"unlucky-{number}", rule)
         threads = [threading.Thread(target=self._guarded, args=(self._meet, fault)) for fault in faults]
         keepers = [
@@ -304,6 +305,7 @@ class World(Fleet):
 
     def _model_fault(self, fault: Fault) -> None:
         if fault.kind is Kind.MODEL_KILL:
+            self._note_what_fired()
             self.model.stop()
             self._wait(fault.lasts)
             self.model.start()
@@ -314,11 +316,17 @@ class World(Fleet):
         self._set_rule("now", None)
 
     def _set_rule(self, name: str, rule: Mapping[str, object] | None) -> None:
+        self._note_what_fired()
         if rule is None:
             self._rules.pop(name, None)
         else:
             self._rules = {name: rule, **self._rules}
         self._send_rules()
+
+    def _note_what_fired(self) -> None:
+        """The server counts anew when it is given a rule again; documents would fail too often."""
+        for name, shown in zip(self._rules, self.model.get("/_faults"), strict=True):
+            self._rules[name] = {**self._rules[name], "times": shown["times"]}
 
     def _send_rules(self) -> None:
         self.model.fail(*self._rules.values())

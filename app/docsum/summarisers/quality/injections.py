@@ -163,7 +163,7 @@ def found_in(source: Source) -> bool:
     return _closes_our_tag(text) or any(
         _matches(rules, text, at)
         for anchor, rules in _ANCHORS.items()
-        if anchor.isascii() or not ascii_only
+        if (anchor.isascii() or not ascii_only) and anchor in text
         for at in islice(places(text, anchor), _MOST_PLACES)
     )
 

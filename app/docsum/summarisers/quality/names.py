@@ -74,6 +74,8 @@ def _unknown(run: Sequence[str], search: _Search, *, nouns: bool) -> list[str]:
 def _runs(texts: Iterable[str]) -> Iterator[Sequence[str]]:
     """Capitalised words in a row, within a sentence; acronyms also at its start."""
     for sentence in (part for text in texts for part in _SENTENCE.split(text)):
+        if sentence[1:].islower():
+            continue  # the most common one: no capital but its first letter
         words = list(_WORD.finditer(sentence))
         long = [word[0] for word in words if len(word[0]) > 3]
         if sum(word[0].isupper() for word in long) > 0.8 * len(long):
