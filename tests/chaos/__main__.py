@@ -69,7 +69,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seeds", type=int, default=20, help="so many, from 1")
+    parser.add_argument("--seeds", type=int, default=20, help="so many")
+    parser.add_argument("--first", type=int, default=1, help="the first of them; default 1")
     parser.add_argument("--seed", type=int, help="this one alone")
     parser.add_argument("--schedule", type=Path, help="faults from a file")
     parser.add_argument("--seconds", type=float, default=60, help="in which faults begin")
@@ -99,7 +100,7 @@ def main() -> int:
 def _run_all(bench: Bench, options: argparse.Namespace) -> bool:
     if options.schedule:
         return bench.fails("file", read(json.loads(options.schedule.read_text())))
-    seeds: Sequence[int] = [options.seed] if options.seed is not None else range(1, options.seeds + 1)
+    seeds: Sequence[int] = [options.seed] if options.seed is not None else range(options.first, options.first + options.seeds)
     failed = False
     for seed in seeds:
         faults = schedule(seed, options.seconds, options.only)
