@@ -64,6 +64,9 @@ test: check $(VENV)/.s3  ## everything but benches and long chaos
 chaos: $(VENV)/.dev  ## many schedules of faults: make chaos SEEDS=20
 	$(BIN)/python -m tests.chaos --seeds $(or $(SEEDS),20)
 
+soak: $(VENV)/.dev  ## an hour under faults: memory, open files and threads of two workers that live through it
+	$(BIN)/python -m tests.chaos --seed 60 --seconds 3600 --every 20 --workers 4 --spared 2 --documents 40000 --patience 1200 --no-shrink
+
 outages: $(VENV)/.dev  ## the whole outage suite: model, sources, store, dead-letter topic
 	$(BIN)/pytest --long tests/chaos/test_outages.py tests/chaos/test_outages_around.py
 
@@ -82,4 +85,4 @@ lock: | $(UV)  ## renew the hashed requirement files
 	$(COMPILE) --upgrade --group pyproject.toml:s3 -o requirements/s3.txt
 	$(COMPILE) --upgrade --group pyproject.toml:peers -c <(grep -oE '^(anthropic|aiohttp|httpx2)==[^ ]+' requirements/runtime.txt) -o requirements/peers.txt
 
-.PHONY: help demo check test chaos outages bench format lock link
+.PHONY: help demo check test chaos soak outages bench format lock link

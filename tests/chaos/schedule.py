@@ -67,7 +67,7 @@ LASTS: dict[Kind, tuple[float, float]] = {
 }
 #: A worker is what dies most in real life.
 _WEIGHTS = {Kind.WORKER_KILL: 4, Kind.WORKER_TERM: 3, Kind.WORKER_FREEZE: 2, Kind.ENGINE_KILL: 2}
-_EVERY = 4.0  # seconds between two faults, on the average
+EVERY = 4.0  # seconds between two faults, on the average
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,12 +90,17 @@ class Fault:
 Schedule = tuple[Fault, ...]
 
 
-def schedule(seed: int, seconds: float, kinds: Sequence[Kind] = tuple(Kind)) -> Schedule:
-    """The faults of a seed within that time, in order; every third one comes together with the one before."""
+def schedule(
+    seed: int, seconds: float, kinds: Sequence[Kind] = tuple(Kind), every: float = EVERY
+) -> Schedule:
+    """The faults of a seed within that time, in order; every third one comes together with the one before.
+
+    `every`: so many seconds between two, on the average.
+    """
     chance = random.Random(seed)
     weights = [_WEIGHTS.get(kind, 1) for kind in kinds]
     faults: list[Fault] = []
-    for number in range(max(1, round(seconds / _EVERY))):
+    for number in range(max(1, round(seconds / every))):
         kind = chance.choices(kinds, weights)[0]
         together = bool(faults) and number % 3 == 2
         at = faults[-1].at if together else chance.uniform(1, seconds)

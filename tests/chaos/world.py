@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from uuid import uuid4
 
 from docsum.kafka.admin import KafkaAdmin, PartitionLag
 from docsum.models import RunProgress
+from tests.chaos.resources import Footprint, look
 from tests.chaos.schedule import Fault, Kind, Schedule
 from tests.support.broker import Broker
 from tests.support.deployment import ROOT, Fleet, ModelServer, until
@@ -77,7 +79,8 @@ class Ground:
 class World(Fleet):
     """One seed: a run of its own over documents of its own, and workers that come back when they die."""
 
-    def __init__(self, folder: Path, ground: Ground, count: int, workers: int) -> None:
+    def __init__(self, folder: Path, ground: Ground, count: int, workers: int, spared: int = 0) -> None:
+        """So many of the workers are `spared`: no fault hits their process, so that they grow old."""
         folder.mkdir(parents=True)
         super().__init__(folder, ground.broker, ground.engine, ground.model, in_flight=IN_FLIGHT)
         ground.model.delete("/_billing")
@@ -89,9 +92,11 @@ class World(Fleet):
         for number in range(POISON):
             (self.documents / f"poison-{number}.txt").touch()
         self.samples: list[Sample] = []
+        self.footprints: dict[str, list[Footprint]] = defaultdict(list)  # by name and pid of the worker
         self._begun = time.monotonic()
         self._over = threading.Event()
         self._names = [f"worker-{number}" for number in range(workers)]
+        self._victims = self._names[spared:]
         self._leaving: set[str] = set()
         self._publisher: subprocess.Popen[bytes] | None = None
         self._rules: dict[str, Mapping[str, object]] = {}
@@ -125,6 +130,7 @@ class World(Fleet):
             end = None
             while True:
                 self.samples.append(self._sample())
+                self._look_at_workers()
                 busy = any(thread.is_alive() for thread in (*threads, keepers[1]))
                 if not busy:
                     self.calm_since = self.calm_since or self.elapsed()
@@ -156,6 +162,11 @@ class World(Fleet):
         with suppress(Exception):
             progress = self.ask(lambda store: store.progress(self.run_id))
         return Sample(self.elapsed(), progress)
+
+    def _look_at_workers(self) -> None:
+        for name, worker in list(self.workers.items()):
+            if seen := look(worker.pid, self.elapsed()):
+                self.footprints[f"{name}, process {worker.pid},"].append(seen)
 
     # -- what comes back by itself -----------------------------------------------------------------------
 
@@ -216,7 +227,7 @@ class World(Fleet):
     def _worker_fault(self, fault: Fault) -> None:
         if fault.kind is Kind.WORKER_JOIN:
             return self._guest(fault)
-        name = self._names[fault.victim % len(self._names)]
+        name = self._victims[fault.victim % len(self._victims)]
         with self._lock:
             worker = self.workers.get(name)
         if worker is None or worker.poll() is not None:

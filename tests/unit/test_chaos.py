@@ -10,6 +10,7 @@ import pytest
 from docsum.kafka.admin import PartitionLag
 from docsum.models import Coordinates, DeadLetterRow, RunProgress
 from tests.chaos import laws
+from tests.chaos.resources import Footprint, trend, trends
 from tests.chaos.schedule import Fault, Kind, Schedule, read, schedule, shrink
 from tests.chaos.world import IN_FLIGHT, POISON, Sample
 from tests.support.fakes import START
@@ -95,3 +96,20 @@ def test_a_standstill_is_noticed_once_nothing_is_down() -> None:
     assert not list(laws.standstill(still, calm_since=50))
     assert not list(laws.standstill([seen(float(at), 0, 5) for at in range(200)], calm_since=0))
     assert not list(laws.standstill([seen(at * 10.0, 40 - at) for at in range(40)], calm_since=0))
+
+
+def test_the_growth_of_a_process_is_told_without_its_warm_up() -> None:
+    grows = [Footprint(at, 100.0 if at < 250 else 150.0 + at / 360, 20, 9) for at in map(float, range(1_000))]
+    found = trend(grows)
+    assert found is not None
+    assert found.slope == pytest.approx(10.0)
+    assert found.memory[0] > 150
+    assert list(found.files) == [20, 20]
+    assert trend(grows[:10]) is None
+
+
+def test_only_processes_that_lived_long_are_told_of() -> None:
+    long = [Footprint(float(at), 100.0, 20, 9) for at in range(100)]
+    assert list(trends({"a": long, "b": long[:40]}, 99)) == [
+        "a 99 s: memory 100 -> 100 MB (+0.0 MB/h), open files 20 -> 20, threads 9 -> 9"
+    ]
