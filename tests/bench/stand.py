@@ -70,9 +70,24 @@ def write_requests(documents: Path, model: str, out: Path) -> None:
             lines.write(json.dumps(body) + "\n")
 
 
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Kafka and the engine with topics and tables, and the settings that reach them."""
+
+    broker: Broker
+    engine: Engine
+    settings: Settings
+
+
 @contextmanager
 def backend(folder: Path) -> Iterator[Settings]:
-    """Kafka and the engine with topics and tables, and the settings that reach them."""
+    """How a worker reaches the parts that run while the context is open."""
+    with parts(folder) as found:
+        yield found.settings
+
+
+@contextmanager
+def parts(folder: Path) -> Iterator[Parts]:
     broker, engine = Broker(folder / "kafka"), Engine(folder / "clickhouse")
     engine.directory.mkdir()
     try:
@@ -88,7 +103,7 @@ def backend(folder: Path) -> Iterator[Settings]:
         )
         asyncio.run(setup_topics(settings))
         asyncio.run(setup_store(settings))
-        yield settings
+        yield Parts(broker, engine, settings)
     finally:
         engine.stop()
         broker.kill()
@@ -121,6 +136,57 @@ class Bill:
 
 
 @dataclass(frozen=True, slots=True)
+class Children:
+    """The processes of a bench: each writes into a log of this folder."""
+
+    folder: Path
+
+    @contextmanager
+    def started(
+        self,
+        name: str,
+        module: str,
+        *arguments: str,
+        env: Mapping[str, str] | None = None,
+        python: str = sys.executable,
+    ) -> Iterator[subprocess.Popen[bytes]]:
+        """`python -m` this; it has ended when the context is left, however that comes.
+
+        It knows nothing of the user's settings, keys and proxies, and runs where no .env is.
+        """
+        kept = {key: os.environ[key] for key in ("PATH", "HOME", "LANG", "TMPDIR") if key in os.environ}
+        with self.log(name).open("wb") as log:
+            process = subprocess.Popen(
+                [python, "-m", module, *arguments],
+                env={**kept, **(env or {}), "PYTHONPATH": str(ROOT)},
+                cwd=self.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait()
+
+    def log(self, name: str) -> Path:
+        return self.folder / f"{name}.log"
+
+    def said(self, name: str) -> Mapping[str, object]:
+        """The last JSON object that it wrote."""
+        lines = [line for line in self.log(name).read_text().splitlines() if line.startswith("{")]
+        if not lines:
+            self.fail(name)
+        found: dict[str, object] = json.loads(lines[-1])
+        return found
+
+    def fail(self, name: str) -> NoReturn:
+        lines = self.log(name).read_text(errors="replace").splitlines()[-20:]
+        raise BenchFailed("\n".join([f"The process `{name}` failed. Its last words:", *lines]))
+
+
+@dataclass(frozen=True, slots=True)
 class Stand:
     """Gives a contender its turn: a process of its own that measures itself."""
 
@@ -128,6 +194,10 @@ class Stand:
     settings: Settings
     server: ModelServer  # the stub
     load: Load
+
+    @property
+    def children(self) -> Children:
+        return Children(self.folder)
 
     def round(self, number: int) -> Iterator[tuple[str, Measured]]:
         """A turn for everyone, on texts that nobody has seen; each round begins with another contender.
@@ -160,15 +230,15 @@ class Stand:
         """The peak of its memory."""
         arguments = (contender, self.server.url, str(self.load.in_flight), str(requests), str(out))
         if not BY_ID[contender].peer:
-            process = self._process(contender, "tests.bench.loop", *arguments)
+            process = self.children.started(contender, "tests.bench.loop", *arguments)
         elif _PEERS.exists():
-            process = self._process(contender, "tests.bench.peers", *arguments, python=str(_PEERS))
+            process = self.children.started(contender, "tests.bench.peers", *arguments, python=str(_PEERS))
         else:
             raise BenchFailed("The peers are not installed: run `make .venv/.peers`.")
         with process as running:
             peak = _watched(running, until=running)
             if running.returncode != 0:
-                self._fail(contender)
+                self.children.fail(contender)
         return peak
 
     def _docsum(self, documents: Path, out: Path) -> int:
@@ -180,66 +250,22 @@ class Stand:
         }
         env = self.settings.model_copy(update=changed).environment()
         announce = ("run", str(documents), "--no-wait", "--json", "--yes")
-        with self._process("run", "docsum", *announce, env=env) as process:
+        with self.children.started("run", "docsum", *announce, env=env) as process:
             process.wait(_LONGEST_TURN)
-        run_id = str(self._said("run")["run_id"])
+        run_id = str(self.children.said("run")["run_id"])
         with (
-            self._process("watch", "docsum", "runs", "watch", run_id, "--json", env=env) as watcher,
-            self._process("worker", "tests.bench.worker", str(out), env=env) as worker,
+            self.children.started("watch", "docsum", "runs", "watch", run_id, "--json", env=env) as watcher,
+            self.children.started("worker", "tests.bench.worker", str(out), env=env) as worker,
         ):
             peak = _watched(worker, until=watcher)
             if worker.poll() is not None:
-                self._fail("worker")
+                self.children.fail("worker")
             worker.terminate()
             if worker.wait(_LONGEST_TURN) != 0:
-                self._fail("worker")
-        if (done := self._said("watch")["done"]) != self.load.documents:
+                self.children.fail("worker")
+        if (done := self.children.said("watch")["done"]) != self.load.documents:
             raise BenchFailed(f"docsum stored {done} of {self.load.documents} documents.")
         return peak
-
-    @contextmanager
-    def _process(
-        self,
-        name: str,
-        module: str,
-        *arguments: str,
-        env: Mapping[str, str] | None = None,
-        python: str = sys.executable,
-    ) -> Iterator[subprocess.Popen[bytes]]:
-        """`python -m` this; it has ended when the context is left, however that comes.
-
-        It knows nothing of the user's settings, keys and proxies, and runs where no .env is.
-        """
-        kept = {key: os.environ[key] for key in ("PATH", "HOME", "LANG", "TMPDIR") if key in os.environ}
-        with self._log(name).open("wb") as log:
-            process = subprocess.Popen(
-                [python, "-m", module, *arguments],
-                env={**kept, **(env or {}), "PYTHONPATH": str(ROOT)},
-                cwd=self.folder,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )
-        try:
-            yield process
-        finally:
-            process.kill()
-            process.wait()
-
-    def _log(self, name: str) -> Path:
-        return self.folder / f"{name}.log"
-
-    def _said(self, name: str) -> Mapping[str, object]:
-        """The last JSON object that it wrote."""
-        lines = [line for line in self._log(name).read_text().splitlines() if line.startswith("{")]
-        if not lines:
-            self._fail(name)
-        found: dict[str, object] = json.loads(lines[-1])
-        return found
-
-    def _fail(self, name: str) -> NoReturn:
-        lines = self._log(name).read_text(errors="replace").splitlines()[-20:]
-        raise BenchFailed("\n".join([f"The process `{name}` failed. Its last words:", *lines]))
 
 
 def _watched(process: subprocess.Popen[bytes], until: subprocess.Popen[bytes]) -> int:
