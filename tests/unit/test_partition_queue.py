@@ -89,6 +89,15 @@ async def test_a_retry_copy_is_never_early_and_takes_no_slot_while_it_waits() ->
     await eventually(lambda: queue.uncommitted == 1)
 
 
+async def test_a_retry_copy_is_not_early_by_half_a_millisecond_either() -> None:
+    desk, clock = Desk(), FakeClock()
+    queue = queue_for(desk, clock)
+    queue.put(delivery(0, not_before_ms=to_ms(START) + 1))
+    clock.advance(timedelta(microseconds=900))
+    queue.start_due()
+    assert not queue.running
+
+
 async def test_a_wish_to_wait_counts_in_retry_topics_only() -> None:
     desk = Desk()
     queue = queue_for(desk, delays=False)

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from docsum.kafka.offsets import OffsetTracker
-from docsum.models import Delivery, Outcome, to_ms
+from docsum.models import EPOCH, Delivery, Outcome
 from docsum.pipeline import Trip
 from docsum.ports import Clock
 
@@ -82,7 +82,7 @@ class PartitionQueue:
         """Seconds until it is due; 0 when it is."""
         if not self.delays or delivery.not_before_ms is None:
             return 0.0
-        return max(0.0, (delivery.not_before_ms - to_ms(self.clock.now())) / 1000)
+        return max(0.0, delivery.not_before_ms / 1000 - (self.clock.now() - EPOCH).total_seconds())
 
     def _wake_in(self, seconds: float) -> None:
         if self._timer is None:

@@ -38,6 +38,7 @@ from docsum.ports import Clock
 COMMIT_EVERY = timedelta(seconds=0.5)
 COMMIT_TIMEOUT = timedelta(seconds=10)
 WATCH_EVERY = timedelta(seconds=5)
+FETCH_WAIT = timedelta(milliseconds=200)
 #: Partitions that belong to nobody at two looks in a row are asked for.
 LOOK_FOR_UNOWNED_EVERY = timedelta(seconds=15)
 #: Work that is neither held nor waiting for its turn, and does not move for so long, is stuck.
@@ -421,6 +422,11 @@ class KafkaWorker:
         numbers = {tp.partition for tp in assigned}
         share = len(numbers) / max(self._membership.partitions, *(n + 1 for n in numbers)) if numbers else 0.0
         self._on_share(share)
+        # Faust says 1.5 s. A partition is not asked for while what came of it is handed over, and then not
+        # before the long poll of all the others has ended: its next record would wait for as long.
+        self._app.consumer._thread._consumer._fetcher._fetch_max_wait_ms = round(
+            FETCH_WAIT.total_seconds() * 1000
+        )
         self._in_group = time.monotonic()
         log.info("partitions assigned", action="assign", partitions=sorted(numbers), share=round(share, 3))
         if assigned:
