@@ -70,8 +70,11 @@ soak: $(VENV)/.dev  ## an hour under faults: memory, open files and threads of t
 outages: $(VENV)/.dev  ## the whole outage suite: model, sources, store, dead-letter topic
 	$(BIN)/pytest --long tests/chaos/test_outages.py tests/chaos/test_outages_around.py
 
-bench: $(VENV)/.dev $(VENV)/.peers  ## docsum beside bare SDK loops and its peers: tables and bench-results/*.json
+bench: $(VENV)/.dev $(VENV)/.peers  ## docsum beside bare SDK loops and its peers, and its parts: bench-results/*.json
 	$(BIN)/python -m tests.bench
+	$(BIN)/python -m tests.bench.intake
+	$(BIN)/python -m tests.bench.store
+	$(BIN)/python -m tests.bench.processes
 
 format: $(VENV)/.dev  ## write the code as the house would
 	$(BIN)/ruff format app tests

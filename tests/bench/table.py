@@ -1,14 +1,14 @@
-"""`python -m tests.bench.table bench-results/X.json`: its rates as Markdown, for a README."""
+"""`python -m tests.bench.table bench-results/X.json ...`: what was measured as Markdown, for a README."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.bench import report
+from tests.bench import intake, processes, report, store
 from tests.bench.contenders import BY_ID
 from tests.bench.measured import Measured
 from tests.bench.stand import Load
@@ -19,13 +19,18 @@ _Found = Mapping[str, Any]  # Any: what report.save wrote
 def markdown(found: _Found) -> Iterator[str]:
     """The lines: what it was measured on, then a table for each load."""
     versions = ", ".join(f"{name} {version}" for name, version in found.get("versions", {}).items())
-    rounds = len(found["results"][0]["rounds"])
     yield (
         f"{found['date']}, commit {found['commit'][:10]}, {found['cores']} cores, Python {found['python']}"
         + (f", {versions}." if versions else ".")
     )
-    yield f"Medians of {rounds} rounds, with the lowest and the highest."
-    for result in found["results"]:
+    for part, lines in _PARTS.items():
+        if part in found:
+            yield from ("", *lines(found[part]))
+
+
+def _beside_peers(results: Sequence[_Found]) -> Iterator[str]:
+    yield f"Medians of {len(results[0]['rounds'])} rounds, with the lowest and the highest."
+    for result in results:
         yield from ("", *_table(result))
 
 
@@ -43,15 +48,21 @@ def _row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+#: What a file may hold, by its name there.
+_PARTS: Mapping[str, Callable[[Any], Iterator[str]]] = {
+    "results": _beside_peers,
+    "intake": intake.markdown,
+    "store": store.markdown,
+    "processes": processes.markdown,
+}
+
+
 def main() -> int:
-    if len(sys.argv) != 2:
+    if len(sys.argv) < 2:
         print(__doc__, file=sys.stderr)
         return 2
-    found = json.loads(Path(sys.argv[1]).read_text())
-    if not found.get("results"):
-        print("There are no rates in it: it was made by --only extraction.", file=sys.stderr)
-        return 1
-    print("\n".join(markdown(found)))
+    for number, path in enumerate(map(Path, sys.argv[1:])):
+        print("\n" * bool(number) + "\n".join(markdown(json.loads(path.read_text()))))
     return 0
 
 

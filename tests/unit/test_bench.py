@@ -60,8 +60,8 @@ def test_a_result_file_becomes_a_markdown_table() -> None:
     assert (
         lines[0] == "2026-11-28T20:00:00+00:00, commit 0123456789, 2 cores, Python 3.11.9, litellm 1.110.2."
     )
-    assert lines[3] == "0.1 s a call, 64 in flight, 1,000 documents a round:"
-    table = lines[5:]
+    assert lines[4] == "0.1 s a call, 64 in flight, 1,000 documents a round:"
+    table = lines[6:]
     assert table[0] == (
         "|  | documents/s | docsum / it | CPU ms/document | peak MB | what is left after a kill |"
     )
