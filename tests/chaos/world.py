@@ -82,7 +82,14 @@ class World(Fleet):
     def __init__(self, folder: Path, ground: Ground, count: int, workers: int, spared: int = 0) -> None:
         """So many of the workers are `spared`: no fault hits their process, so that they grow old."""
         folder.mkdir(parents=True)
-        super().__init__(folder, ground.broker, ground.engine, ground.model, in_flight=IN_FLIGHT)
+        super().__init__(
+            folder,
+            ground.broker,
+            ground.engine,
+            ground.model,
+            in_flight=IN_FLIGHT,
+            partitions=2 * workers,
+        )
         ground.model.delete("/_billing")
         self.ground = ground
         self.count = count
