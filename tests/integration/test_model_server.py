@@ -13,102 +13,31 @@ from base64 import b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
 
-import aiohttp
 import anthropic
 import pytest
-from anthropic import AsyncAnthropic, DefaultAioHttpClient
-from anthropic.types import Message, TextBlock
 
 from docsum.local.extractive import ExtractiveModel
-from docsum.local.model_faults import NAMED, Fault, FaultKind
+from docsum.local.model_faults import NAMED, Endpoint, Fault, FaultKind, texts_of
 from docsum.local.model_latency import Latency
 from docsum.local.model_limits import Bucket
 from docsum.local.model_requests import parse_ask
 from docsum.local.model_server import MAX_BODY_BYTES, Options, parse_arguments, serving
 from docsum.summarisers.prompt import read_message
 from tests.support.documents import encrypted_pdf, pdf, scanned_pdf
-from tests.support.waiting import eventually
-
-Json = Any  # decoded JSON of any shape
-HEADERS = {"x-api-key": "local", "anthropic-version": "2026-10-21"}
-TEXT = (
-    "# Harbour report\n\nThe harbour was dredged in May. Ships of twelve metres draught can now enter it. "
-    "The work cost four million euros, one million less than planned. The fishing fleet stays at the old "
-    "pier. A new crane will be built next year. The crane lifts containers of sixty tonnes."
+from tests.support.model_caller import (
+    FIELDS,
+    HEADERS,
+    SCHEMA,
+    STRINGS,
+    TEXT,
+    Caller,
+    Json,
+    ask,
+    calling,
+    said,
 )
-STRING, STRINGS = {"type": "string"}, {"type": "array", "items": {"type": "string"}}
-FIELDS = {
-    "title": STRING,
-    "summary": STRING,
-    "key_points": STRINGS,
-    "language": STRING,
-    "document_type": STRING,
-    "warnings": STRINGS,
-}
-SCHEMA = {"type": "object", "properties": FIELDS, "required": [*FIELDS], "additionalProperties": False}
-
-
-def ask(text: str = TEXT, *, boundary: str = "b7", **changes: Json) -> Json:
-    """A request as the summariser renders it."""
-    body = {
-        "model": "local-extractive-1",
-        "max_tokens": 1000,
-        "system": "Write a summary of about 40 words. Answer in the language of the document.",
-        "messages": [
-            {"role": "user", "content": f'<document id="{boundary}">\n{text}\n</document id="{boundary}">'}
-        ],
-        "output_config": {"effort": "low", "format": {"type": "json_schema", "schema": SCHEMA}},
-    }
-    return {name: value for name, value in (body | changes).items() if value is not None}
-
-
-def said(message: Message) -> str:
-    """The text of an answer, which is one text block."""
-    (block,) = message.content
-    assert isinstance(block, TextBlock)
-    return block.text
-
-
-class Caller:
-    """A server's URL with both ways to call it."""
-
-    def __init__(self, url: str, http: aiohttp.ClientSession, sdk: AsyncAnthropic) -> None:
-        self.url = url
-        self.http = http
-        self.sdk = sdk
-
-    async def create(self, text: str = TEXT, **changes: Json) -> Message:
-        message: Message = await self.sdk.messages.create(**ask(text, **changes))
-        return message
-
-    async def post(
-        self, body: Json, headers: Mapping[str, str] = HEADERS, path: str = "/v1/messages"
-    ) -> tuple[int, Json]:
-        async with self.http.post(self.url + path, json=body, headers=headers) as response:
-            return response.status, await response.json()
-
-    async def get(self, path: str) -> Json:
-        async with self.http.get(self.url + path) as response:
-            return await response.json()
-
-    async def entries(self) -> list[Json]:
-        async with self.http.get(f"{self.url}/_billing?entries=1") as response:
-            return [json.loads(line) for line in (await response.text()).splitlines()]
-
-    async def spoil(self, **rule: Json) -> None:
-        async with self.http.put(f"{self.url}/_faults", json=[rule]) as response:
-            assert response.status == 200, await response.text()
-
-    def billed(self, **wanted: int) -> Callable[[], Awaitable[bool]]:
-        """A check: do the totals have these numbers?"""
-
-        async def check() -> bool:
-            return bool(wanted.items() <= (await self.get("/_billing")).items())
-
-        return check
-
+from tests.support.waiting import eventually
 
 Start = Callable[..., Awaitable[Caller]]
 
@@ -128,24 +57,6 @@ async def start(tmp_path: Path, model: ExtractiveModel) -> AsyncIterator[Start]:
             return await stack.enter_async_context(calling(url))
 
         yield started
-
-
-class calling:  # noqa: N801 - used as a context manager, reads as a verb
-    """The clients of one server, closed at the end."""
-
-    def __init__(self, url: str) -> None:
-        self._caller = Caller(
-            url,
-            aiohttp.ClientSession(),
-            AsyncAnthropic(base_url=url, api_key="local", max_retries=0, http_client=DefaultAioHttpClient()),
-        )
-
-    async def __aenter__(self) -> Caller:
-        return self._caller
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._caller.http.close()
-        await self._caller.sdk.close()
 
 
 # --- answers ----------------------------------------------------------------------------------------------
@@ -593,7 +504,11 @@ async def test_an_outage_begins_and_ends_by_itself(start: Start) -> None:
 def test_a_window_is_counted_from_the_moment_when_the_rule_was_set() -> None:
     rule = Fault.parse({"after": 5, "for": 10}, now=100)
     request = parse_ask(ask(), "2026-10-21")
-    seen = {at: rule.applies(request, at) for at in (100, 104.9, 105, 114.9, 115, 1000)}
+    texts = texts_of(request)
+    seen = {
+        at: rule.applies(Endpoint.MESSAGES, texts, request.model.id, at)
+        for at in (100, 104.9, 105, 114.9, 115, 1000)
+    }
     assert [at for at, applies in seen.items() if applies] == [105, 114.9]
 
 

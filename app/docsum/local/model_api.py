@@ -48,7 +48,7 @@ class Model:
             "deprecated_at": None,
             "retires_at": None,
             "capabilities": {
-                "batch": no,
+                "batch": yes,
                 "citations": no,
                 "code_execution": no,
                 "context_management": no,

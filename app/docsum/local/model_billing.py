@@ -73,8 +73,8 @@ class Ledger:
         self._generation += 1
         self._clear()
 
-    def accept(self, ask: Ask, reply: Reply, request_id: str) -> Receipt:
-        """Write the entry; after this the request has been paid for."""
+    def accept(self, ask: Ask, reply: Reply, request_id: str, tier: str = "standard") -> Receipt:
+        """Write the entry; after this the request has been paid for. A tier of `batch` is half the price."""
         fingerprint = fingerprint_of(ask)
         entry = {
             "n": self._accepted + 1,
@@ -85,6 +85,7 @@ class Ledger:
             "output_tokens": reply.output_tokens,
             "stop_reason": reply.stop_reason,
             "user_id": ask.user_id,
+            "service_tier": tier,
             "fingerprint": fingerprint,
             "outcome": Outcome.ACCEPTED,
         }

@@ -16,6 +16,18 @@ from docsum.local.model_replies import Reply, limited
 from docsum.local.model_requests import Ask
 
 
+class Endpoint(StrEnum):
+    """What of the API a rule spoils."""
+
+    MESSAGES = "messages"
+    BATCH_CREATE = "batches.create"
+    BATCH_RETRIEVE = "batches.retrieve"
+    BATCH_LIST = "batches.list"
+    BATCH_CANCEL = "batches.cancel"
+    BATCH_RESULTS = "batches.results"
+    BATCH_ITEM = "batches.item"  # one request of a batch, when its turn comes
+
+
 class FaultKind(StrEnum):
     """What goes wrong; those from RESET_AFTER_ACCEPT on are billed."""
 
@@ -31,6 +43,13 @@ class FaultKind(StrEnum):
     REFUSAL = "refusal"
     THINKING_FIRST = "thinking_first"
     UNKNOWN = "unknown"  # fields, block types and enum values that no client has heard of
+    NEVER_ENDS = "never_ends"  # of a batch that is created
+    HIDDEN = "hidden"  # batches younger than `seconds` are not found, or not listed
+    CUT = "cut"  # results end in the middle of a line
+    EXPIRED = "expired"  # a request of a batch; this and the next one are not billed
+    CANCELED = "canceled"
+    MISSING = "missing"  # it has no result, and is billed
+    DUPLICATED = "duplicated"  # it has its result twice
 
 
 ERROR_TYPES = {
@@ -86,7 +105,7 @@ _RULE_TYPES: dict[str, Any] = {  # Any: what isinstance takes
     "after": int | float,
     "for": int | float | None,
 }
-_MATCH_TYPES = {"contains": str, "model": str, "nth": int}
+_MATCH_TYPES = {"contains": str, "model": str, "nth": int, "endpoint": str}
 _BODY_PIECES = 10
 
 
@@ -95,6 +114,7 @@ class Fault:
     """A rule: the first one that matches a request spoils it. `times` counts down, None means always."""
 
     kind: FaultKind = FaultKind.ERROR
+    endpoint: Endpoint = Endpoint.MESSAGES
     contains: str = ""
     model: str = ""
     nth: int = 0  # of the requests that match otherwise, from 1; 0 = each
@@ -136,15 +156,14 @@ class Fault:
             raise invalid("seconds, after, for and retry_after are not negative")
         return fault
 
-    def applies(self, ask: Ask, now: float) -> bool:
+    def applies(self, endpoint: Endpoint, texts: Sequence[str], model: str, now: float) -> bool:
         """Whether it is this rule's turn, but for its dice; counts the requests for `nth`."""
         begin = self.set_at + self.after
         if self.times == 0 or now < begin or (self.lasts is not None and now >= begin + self.lasts):
             return False
-        if self.model and self.model != ask.model.id:
+        if endpoint is not self.endpoint or (self.model and self.model != model):
             return False
-        parts = (ask.system, *ask.texts, ask.user_id or "", ask.model.id)
-        if self.contains and not any(self.contains in part for part in parts):
+        if self.contains and not any(self.contains in text for text in (*texts, model)):
             return False
         self.met += 1
         return self.nth in (0, self.met)
@@ -197,8 +216,9 @@ class Fault:
 
     def shown(self) -> Json:
         """As a rule of `PUT /_faults` that has the same effect, with how often it has fired."""
-        hidden = ("contains", "model", "nth", "lasts", "met", "set_at")
-        match = {name: value for name in _MATCH_TYPES if (value := getattr(self, name))}
+        hidden = ("contains", "model", "nth", "endpoint", "lasts", "met", "set_at")
+        unsaid = ("", 0, Endpoint.MESSAGES)
+        match = {name: value for name in _MATCH_TYPES if (value := getattr(self, name)) not in unsaid}
         told = {at.name: getattr(self, at.name) for at in fields(self) if at.name not in hidden}
         return {"match": match, **told, "for": self.lasts}
 
@@ -207,16 +227,33 @@ def _match(match: Json) -> Json:
     if match.keys() - _MATCH_TYPES.keys() or not all(
         isinstance(value, _MATCH_TYPES[name]) for name, value in match.items()
     ):
-        raise invalid('match is {} or {"contains": "text", "model": "id", "nth": 3}, each of them optional')
-    return match
+        raise invalid(
+            'match is {} or {"contains": "text", "model": "id", "nth": 3, "endpoint": "messages"}, '
+            "each of them optional"
+        )
+    if match.get("endpoint", Endpoint.MESSAGES) not in list(Endpoint):
+        raise invalid(f"match.endpoint is one of {', '.join(Endpoint)}")
+    return {**match, "endpoint": Endpoint(match.get("endpoint", Endpoint.MESSAGES))}
 
 
-def draw_fault(rules: Sequence[Fault], ask: Ask, chance: random.Random, now: float) -> Fault | None:
-    """The first rule that matches and whose dice fall, counted as fired."""
-    for rule in rules:
-        if rule.applies(ask, now) and chance.random() < rule.probability:
-            return rule.fire()
-    return None
+def texts_of(ask: Ask) -> Sequence[str]:
+    """What `contains` of a rule looks at."""
+    return (ask.system, *ask.texts, ask.user_id or "")
+
+
+class Dice:
+    """Draws the fault that spoils a request; the same seed draws the same for the same requests."""
+
+    def __init__(self, rules: Sequence[Fault], seed: int) -> None:
+        self.rules = rules
+        self._chance = random.Random(seed)  # noqa: S311 - repeatable, no secret
+
+    def draw(self, endpoint: Endpoint, texts: Sequence[str], model: str, now: float) -> Fault | None:
+        """The first rule that matches and whose dice fall, counted as fired."""
+        for rule in self.rules:
+            if rule.applies(endpoint, texts, model, now) and self._chance.random() < rule.probability:
+                return rule.fire()
+        return None
 
 
 async def write_slowly(response: web.StreamResponse, body: bytes, seconds: float) -> None:
