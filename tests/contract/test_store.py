@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -18,6 +19,7 @@ from pydantic import SecretStr
 
 from docsum.errors import RowRefused, StoreMisconfigured, StoreUnavailable
 from docsum.models import (
+    EPOCH,
     Answer,
     AtRisk,
     Control,
@@ -48,8 +50,9 @@ from docsum.settings import ClickHouse
 from docsum.stores import migrate
 from docsum.stores.clickhouse import ClickHouseStore
 from docsum.stores.connection import connect
+from docsum.stores.controls import Controls
 from docsum.stores.memory import MemoryStore
-from docsum.stores.tables import TABLES
+from docsum.stores.tables import TABLES, Values
 from tests.support.engine import Engine
 from tests.support.waiting import eventually
 
@@ -260,6 +263,10 @@ async def test_an_answer_that_is_written_again_is_not_paid_again(store: SummaryS
         await store.write(Rows(answers=(once,)))
     assert list(await store.answers(once.fingerprint)) == [once]
     assert (await store.progress(run_id)).cost == once.cost
+    assert await store.spent(run_id) == await store.spent(None) == once.cost
+    assert await store.paid_for("a.pdf") == await store.paid_for("a.pdf", run_id) == once.cost
+    for found in (await store.costs(CostBy.DAY), await store.costs(CostBy.DAY, NOW, run_id)):
+        assert (found.total.cost, found.total.calls) == (once.cost, 1)
 
 
 # -- runs --------------------------------------------------------------------------------------------------
@@ -323,6 +330,7 @@ async def test_progress_counts_every_document_once_and_all_money(store: SummaryS
     assert (progress.queued, progress.retrying, progress.held) == (2, 1, 1)
     assert (progress.done, progress.dead_lettered, progress.skipped, progress.cancelled) == (1, 1, 1, 1)
     assert (progress.remaining, progress.total, progress.cost) == (4, 8, Decimal("0.12"))
+    assert await store.spent(run_id) == Decimal("0.12"), "also right after the write"
     assert abs(progress.as_of - datetime.now(UTC)) < timedelta(seconds=60)
 
 
@@ -571,6 +579,7 @@ async def test_a_purge_takes_the_words_and_leaves_the_money(store: SummaryStore)
     run_id = uuid4()
     await _telling(store, run_id)
     before, neighbour = await store.costs(CostBy.REASON), await store.summary("b.pdf")
+    paid = await store.paid_for("a.pdf", run_id)
     assert await store.traces("a.pdf") == Traces(summaries=2, answers=5, shared=0, messages=3)
     await store.write(Rows(summaries=(summary_row("a.pdf", 3, summary=None, attributes={}),)))
     await store.purge("a.pdf", 3)
@@ -580,6 +589,8 @@ async def test_a_purge_takes_the_words_and_leaves_the_money(store: SummaryStore)
         assert answers
         assert {(one.raw, one.detail) for one in answers} == {("", "")}
     assert await store.costs(CostBy.REASON) == before
+    assert await store.spent(run_id) == await store.paid_for("a.pdf", run_id) == paid > 0
+    assert (await store.progress(run_id)).cost == paid
     assert await store.summary("a.pdf") is None
     known = await store.known("a.pdf")
     assert known is not None and known.deleted
@@ -815,6 +826,139 @@ async def test_an_outage_is_waited_out_and_nothing_is_lost(own_engine: Engine) -
 async def test_a_server_that_is_not_there_is_unavailable() -> None:
     with pytest.raises(StoreUnavailable, match="cannot be reached"):
         await connect(ClickHouse(url="http://127.0.0.1:9"), database=None)
+
+
+# -- the money of ClickHouse -------------------------------------------------------------------------------
+
+
+async def _fill(settings: ClickHouse, runs: int, calls: int) -> None:
+    """A run a day, numbered, the last one today; a tenth of a dollar a call, and every call came twice."""
+    for _ in range(2):
+        await command(
+            settings,
+            f"""INSERT INTO answer_versions (fingerprint, request_id, model, raw, cost, status, answered_at,
+                document_id, run_id, lane)
+            SELECT hex(SHA256(toString(number))), concat('msg_', toString(number)), 'm', 'raw',
+                toDecimal64(0.1, 9), 'ok', now64(3) - toIntervalDay({runs} - 1 - intDiv(number, {calls})),
+                concat(toString(number), '.pdf'),
+                toUUID(concat('00000000-0000-0000-0000-',
+                              leftPad(lower(hex(intDiv(number, {calls}))), 12, '0'))), 'backfill'
+            FROM numbers({runs * calls}) SETTINGS insert_deduplicate = 0""",
+        )
+
+
+async def _money(store: ClickHouseStore, run_id: UUID) -> list[Decimal]:
+    """One run of `_fill`, by all who know it."""
+    return [
+        await store.spent(run_id),
+        await store.spent(run_id, NOW - timedelta(days=9_000)),
+        (await store.progress(run_id)).cost,
+        (await store.costs(CostBy.MODEL, run_id=run_id)).total.cost,
+    ]
+
+
+async def test_questions_about_money_read_a_part_of_the_ledger(
+    clickhouse: ClickHouseStore, database: ClickHouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await _fill(database, runs=20, calls=4_000)
+    yesterday = datetime.now(UTC) - timedelta(hours=12)
+    plans: list[str] = []
+    plain = clickhouse._query
+
+    async def explained(sql: str, **parameters: object) -> Sequence[Values]:
+        if "summary_versions" not in sql:  # that one is of what was saved
+            plan = await plain(f"EXPLAIN indexes = 1 {sql}", **parameters)
+            plans.append("\n".join(line for (line,) in plan))
+        return await plain(sql, **parameters)
+
+    monkeypatch.setattr(clickhouse, "_query", explained)
+    run_id = UUID(int=7)
+    expected = [
+        (await Controls(explained).spent(run_id, EPOCH), Decimal(400)),
+        (await Controls(explained).spent(None, yesterday), Decimal(400)),
+        ((await clickhouse.progress(run_id)).cost, Decimal(400)),
+        (await clickhouse.paid_for("77.pdf"), Decimal("0.1")),
+        (await clickhouse.paid_for("28077.pdf", run_id), Decimal("0.1")),
+        ((await clickhouse.costs(CostBy.DAY, yesterday)).total.cost, Decimal(400)),
+        ((await clickhouse.costs(CostBy.REASON, run_id=run_id)).total.cost, Decimal(400)),
+    ]
+    assert [found for found, _ in expected] == [right for _, right in expected]
+    assert len(plans) == len(expected)
+    for plan in plans:
+        shares = [
+            int(read) / int(held) for read, held in re.findall(r"Granules: (\d+)/(\d+)", plan) if int(held)
+        ]
+        assert shares and min(shares) < 0.2, plan
+
+
+async def test_merges_change_no_sum(clickhouse: ClickHouseStore, database: ClickHouse) -> None:
+    await command(database, "SYSTEM STOP MERGES answer_versions")
+    await _fill(database, runs=3, calls=500)
+    assert await ask(database, "SELECT count() FROM answer_versions") == [(3_000,)]
+    before = await _money(clickhouse, UUID(int=1))
+    await command(database, "SYSTEM START MERGES answer_versions")
+    await command(database, "OPTIMIZE TABLE answer_versions FINAL")
+    assert await ask(database, "SELECT count() FROM answer_versions") == [(1_500,)]
+    assert before == [Decimal(50)] * 4
+    async with ClickHouseStore(database, INTERVAL) as afterwards:  # remembers no sum
+        assert await _money(afterwards, UUID(int=1)) == before
+        assert await afterwards.spent(None) == Decimal(150)
+
+
+@pytest.mark.parametrize("statements_before_a_kill", [0, 2, 3, 4, 5])
+async def test_an_old_ledger_comes_along(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, statements_before_a_kill: int
+) -> None:
+    settings = engine.settings
+    every = migrate.migrations()
+    with monkeypatch.context() as past:
+        past.setattr(migrate, "migrations", lambda: tuple(one for one in every if one.version < 10))
+        await migrate.setup(settings)
+    await _fill(settings, runs=20, calls=300)
+    async with ClickHouseStore(settings, INTERVAL) as store:
+        with pytest.raises(StoreMisconfigured, match="lacks 010_money"):
+            await store.check()
+    (money,) = (one for one in every if one.version == 10)
+    variables = {"engine": "", "on_cluster": "", "durability": ""}
+    for statement in money.statements(variables)[:statements_before_a_kill]:
+        await command(settings, statement)
+    assert "010_money" in await migrate.setup(settings)
+    async with ClickHouseStore(settings, INTERVAL) as store:
+        await store.check()
+        assert await _money(store, UUID(int=3)) == [Decimal(30)] * 4, "while it is still being made"
+        await store.write(Rows(answers=(answer(run_id=UUID(int=3), cost=Decimal(1)),)))
+    without = "SELECT count() FROM system.parts WHERE active AND table = 'answer_versions' " + (
+        "AND database = currentDatabase() AND NOT has(projections, 'money')"
+    )
+
+    async def complete() -> bool:
+        return await ask(settings, without) == [(0,)]
+
+    await eventually(complete, within=30)
+    async with ClickHouseStore(settings, INTERVAL) as store:
+        assert await _money(store, UUID(int=3)) == [Decimal(31)] * 4
+        assert await store.paid_for("77.pdf") == Decimal("0.1")
+
+
+async def test_money_is_right_where_a_power_cut_has_emptied_the_projection(own_engine: Engine) -> None:
+    """ClickHouse does not bring a projection to the disk before it acknowledges the rows (issue 111318)."""
+    settings = own_engine.settings
+    await migrate.setup(settings)
+    await _fill(settings, runs=20, calls=1_000)
+    own_engine.kill()
+    files = [file for file in own_engine.directory.glob("**/money.proj/*") if file.is_file()]
+    assert files
+    for file in files:
+        file.write_bytes(b"")
+    own_engine.start()
+    async with ClickHouseStore(settings, INTERVAL) as store:
+        assert await _money(store, UUID(int=7)) == [Decimal(100)] * 4
+        assert await store.spent(None, NOW - timedelta(hours=12)) == Decimal(100)
+    broken = "SELECT count() > 0 FROM system.projection_parts WHERE active AND is_broken"
+    await command(settings, "OPTIMIZE TABLE answer_versions FINAL")
+    assert await ask(settings, broken) == [(False,)], "a merge makes it anew"
+    async with ClickHouseStore(settings, INTERVAL) as store:
+        assert await _money(store, UUID(int=7)) == [Decimal(100)] * 4
 
 
 # -- what is wanted of runs ----------------------------------------------------------------------------------

@@ -10,14 +10,13 @@ from decimal import Decimal
 from uuid import UUID
 
 from docsum.models import Control, State
+from docsum.stores import costs
 from docsum.stores.connection import Ask
 from docsum.stores.tables import CONTROLS, control_of, utf8
 
 AGE = 2.0  # seconds that an answer is believed
 
 _ALL = f"SELECT {', '.join(CONTROLS.columns)} FROM controls"  # noqa: S608 - our own names
-_SPENT = """SELECT sum(cost) FROM answers
-WHERE answered_at >= {since:DateTime64(3, 'UTC')} AND ({every:Bool} OR run_id = {run_id:UUID})"""
 _CANCEL = f"""INSERT INTO run_document_versions
     (run_id, document_id, state, uri, attempt, reason, message, written_at, version)
 SELECT run_id, document_id, '{State.CANCELLED.value}', uri, attempt, 'cancelled', {{reason:String}},
@@ -69,10 +68,7 @@ class Controls:
             async with self._asking:
                 until, spent = self._spent.get(key, (0.0, Decimal(0)))
                 if until < self._now():
-                    rows = await self._query(
-                        _SPENT, since=since, every=run_id is None, run_id=run_id or UUID(int=0)
-                    )
-                    spent = rows[0][0]
+                    spent = await costs.spent(self._query, run_id, since)
                     now = self._now()
                     self._spent = {k: v for k, v in self._spent.items() if v[0] >= now}
                     self._spent[key] = (now + AGE, spent)
