@@ -260,6 +260,67 @@ class Failure:
     stacktrace: str = ""
 
 
+class BatchState(enum.StrEnum):
+    """How far a batch is."""
+
+    SUBMITTING = "submitting"  # the intent is durable, the request may be on its way
+    SUBMITTED = "submitted"
+    IN_DOUBT = "in_doubt"  # nobody knows yet whether the provider has made it
+    APPLIED = "applied"  # every answer is in the ledger
+    REJECTED = "rejected"  # the provider refused it: nothing was made
+    ABANDONED = "abandoned"  # it was never made, as far as anybody can tell
+
+    @property
+    def is_open(self) -> bool:
+        return self in OPEN_BATCHES
+
+    @property
+    def rank(self) -> int:
+        """A higher one always shows over a lower one, whatever the clocks of two owners say."""
+        return OPEN_BATCHES.index(self) if self.is_open else len(OPEN_BATCHES)
+
+
+#: In the order in which a batch may go through them.
+OPEN_BATCHES = (BatchState.SUBMITTING, BatchState.IN_DOUBT, BatchState.SUBMITTED)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Requests that were bought together, at half the price."""
+
+    intent: str  # our id, 12 hex digits: every custom id begins with it
+    partition: int  # of the batch topic: its owner looks after the batch
+    state: BatchState
+    size: int  # items
+    created_at: datetime  # when the intent was written
+    changed_at: datetime
+    provider_id: str = ""
+    ended_at: datetime | None = None  # when we found it ended
+    succeeded: int = 0
+    errored: int = 0
+    canceled: int = 0
+    expired: int = 0
+    missing: int = 0  # submitted, and without a result
+    cost: Decimal = Decimal(0)  # US dollars
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchItem:
+    """One request of a batch, and whom it is for."""
+
+    fingerprint: str
+    document_id: str
+    version: int  # of the document
+    run_id: UUID | None
+    chunk: int  # `Answer.chunk`
+    model: str
+    input_tokens: int  # estimated, as the output
+    output_tokens: int
+    intent: str = ""  # of its batch; "" while it is collected
+    custom_id: str = ""
+
+
 class SkipReason(enum.StrEnum):
     """Why there was nothing to buy."""
 

@@ -56,6 +56,7 @@ from docsum.models import (
     FailureRow,
     Held,
     Known,
+    Lane,
     Operation,
     Outcome,
     Recipe,
@@ -70,6 +71,7 @@ from docsum.models import (
     Summary,
     SummaryRow,
     from_ms,
+    to_ms,
 )
 from docsum.ports import (
     Clock,
@@ -77,6 +79,7 @@ from docsum.ports import (
     Copies,
     Extractor,
     Fetcher,
+    Later,
     Observer,
     Publisher,
     Summariser,
@@ -125,6 +128,14 @@ class Trip:
     def may_let_go(self) -> bool:
         """True while giving it up costs no money and undoes no effect: another owner starts it afresh."""
         return not self.paid and self.stage not in ("publish", "store")
+
+
+@dataclass(frozen=True, slots=True)
+class Deferred:
+    """No end yet: the delivery is to be worked again, as it is here, when what it waits for is there."""
+
+    delivery: Delivery
+    later: Later
 
 
 class _Unwanted(Exception):
@@ -208,8 +219,11 @@ class Pipeline:
         self._exclusion = Exclusion()
         self._texts = ByteBudget(TEXT_BYTES)
 
-    async def process(self, trip: Trip) -> Outcome:
-        """The outcome of a delivery, durable. Only cancellation leaves it unfinished."""
+    async def process(self, trip: Trip) -> Outcome | Deferred:
+        """The outcome of a delivery, durable; Deferred while a batch is to bring its answer.
+
+        Only cancellation leaves it without either.
+        """
         self.observer.started(trip.delivery)
         try:
             trip.reference = await self._patiently(trip, "decode", self._decode, trip.delivery)
@@ -218,18 +232,21 @@ class Pipeline:
         else:
             async with self._exclusion.of(trip.reference.document_id):
                 outcome = await self._work(trip, trip.reference)
-        self.observer.finished(trip.delivery, outcome)
+        if not isinstance(outcome, Deferred):
+            self.observer.finished(trip.delivery, outcome)
         return outcome
 
     async def _decode(self, delivery: Delivery) -> DocumentReference:
         async with self._crashes.step("decode", delivery.at):
             return await self.codec.decode(delivery)
 
-    async def _work(self, trip: Trip, reference: DocumentReference) -> Outcome:
+    async def _work(self, trip: Trip, reference: DocumentReference) -> Outcome | Deferred:
         try:
             while True:
                 with suppress(_Unwanted):
                     return await self._finish(trip, await self._outcome(trip, reference))
+        except Later as later:
+            return Deferred(trip.delivery, later)
         except Exception as error:
             return await self._settle(trip, classify(error, trip.stage))
 
@@ -242,6 +259,8 @@ class Pipeline:
         verdict = await self._verdict(trip, reference, recipe, run)
         if verdict is not None:
             return verdict
+        if later := await self.summariser.pending(reference, trip.delivery.at.partition):
+            raise later
         model = self.breakers.of(f"model {recipe.model}")
         return await self._patiently(
             trip, "fetch", self._read_and_summarise, trip, reference, recipe, model, breaker=model
@@ -265,8 +284,12 @@ class Pipeline:
             granted = everything.budget if everything.changed_at >= midnight else None
             budget = max(self.daily_budget, granted or self.daily_budget)
             spent = await self.store.spent(None, midnight)
-            if spent >= budget:
-                sentence = f"${spent:.2f} are spent today, DOCSUM_BUDGET__DAILY_USD allows ${budget:.2f}."
+            committed = self.summariser.committed(None)
+            if spent + committed >= budget:
+                more = f", about ${committed:.2f} are on their way" if committed else ""
+                sentence = (
+                    f"${spent:.2f} are spent today{more}, DOCSUM_BUDGET__DAILY_USD allows ${budget:.2f}."
+                )
                 raise DailyBudgetSpent(sentence, retry_after=LOOK_AGAIN)
 
     async def _refuse_unwanted(self, reference: DocumentReference) -> None:
@@ -279,6 +302,24 @@ class Pipeline:
         if run and (run.wanted is ControlState.CANCELLED or await self._held_back(run)):
             raise _Unwanted
 
+    async def still_wants(self, run_id: UUID | None) -> bool:
+        """Whether what was ordered for a run, or for live events, may be bought now.
+
+        A budget is no reason not to: what was ordered was within it.
+        """
+        target = await self.store.run(run_id) if run_id else None
+        control = target.control if target else await self.store.control(LIVE_EVENTS)
+        if (await self.store.control(ALL_WORK)).state is ControlState.PAUSED:
+            return False
+        if control is None or control.state is ControlState.RUNNING:
+            return True
+        return (
+            control.state is ControlState.PAUSED
+            and run_id is not None
+            and control.budget is not None
+            and await self.store.spent(run_id) + self.summariser.committed(run_id) >= control.budget
+        )
+
     async def _held_back(self, run: Run) -> str:
         """Why the deliveries of a run rest; empty where they go on."""
         control = run.control
@@ -288,10 +329,12 @@ class Pipeline:
             return control.reason
         if control.budget is None:
             return ""
-        spent = await self.store.spent(run.id)
-        if spent < control.budget:
+        spent, committed = await self.store.spent(run.id), self.summariser.committed(run.id)
+        if spent + committed < control.budget:
             return ""
-        return await self._pause(run.id, control, f"Its budget of ${control.budget} is spent: ${spent:.4f}.")
+        more = f", and about ${committed:.4f} are on their way" if committed else ""
+        reason = f"Its budget of ${control.budget} is spent: ${spent:.4f}{more}."
+        return await self._pause(run.id, control, reason)
 
     async def _pause(self, target: UUID, control: Control | None, reason: str) -> str:
         paused = replace(
@@ -352,7 +395,14 @@ class Pipeline:
 
                 async def ask() -> Summary:
                     with self._telling(model, trip):
-                        return await self.summariser.summarise(reference, text, recipe, lane, before_paying)
+                        return await self.summariser.summarise(
+                            reference,
+                            text,
+                            recipe,
+                            lane,
+                            before_paying,
+                            partition=trip.delivery.at.partition,
+                        )
 
                 summary = await self._patiently(trip, "summarise", ask, at_most=TEXT_PATIENCE, breaker=model)
         finally:
@@ -391,7 +441,7 @@ class Pipeline:
         begun = model.mark
         try:
             yield
-        except (ModelRateLimited, StoreError, _Unwanted):
+        except (ModelRateLimited, StoreError, _Unwanted, Later):
             raise  # says nothing of the provider's health; the gate keeps to its limits
         except Exception as error:
             if row_of(error).disposition in _SHARED:
@@ -421,7 +471,7 @@ class Pipeline:
 
     # -- the end of every delivery ----------------------------------------------------------------------
 
-    async def _settle(self, trip: Trip, failure: Failure) -> Outcome:
+    async def _settle(self, trip: Trip, failure: Failure) -> Outcome | Deferred:
         """A failure's outcome: the next retry topic, the dead-letter topic, or a rest with its whole run."""
         if reason := self._reason_to_pause(trip, failure):
             run = trip.run
@@ -435,7 +485,22 @@ class Pipeline:
                 return await self._finish(trip, DeadLettered(last))
             case route:
                 retried = Retried(route.topic, route.not_before, failure, route.spent)
+                if self.topology.lane_of(trip.delivery.origin.topic) is Lane.BATCH:
+                    return await self._retry_in_place(trip, retried)
                 return await self._finish(trip, retried)
+
+    async def _retry_in_place(self, trip: Trip, retried: Retried) -> Deferred:
+        """Retry topics are read by the live lane, which would pay the full price."""
+        await self._patiently(trip, "store", self.store.write, self._rows(trip, retried, None), forever=True)
+        self.observer.finished(trip.delivery, retried)
+        now, delivery = self.clock.now(), trip.delivery
+        again = replace(
+            delivery,
+            attempt=delivery.attempt + retried.spent,
+            first_failed_ms=to_ms(now) if delivery.first_failed_ms is None else delivery.first_failed_ms,
+        )
+        wait = self.clock.sleep((retried.not_before - now).total_seconds())
+        return Deferred(again, Later([asyncio.ensure_future(wait)]))
 
     def _reason_to_pause(self, trip: Trip, failure: Failure) -> str:
         """Why not this document but its run, or all live events, must stop; empty where they need not."""

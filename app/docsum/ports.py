@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -15,6 +15,8 @@ from docsum.models import (
     EPOCH,
     Answer,
     AuditRow,
+    Batch,
+    BatchItem,
     Control,
     Coordinates,
     CostBy,
@@ -65,6 +67,27 @@ class Extractor(Protocol):
         """Raises an ExtractError."""
 
 
+class Later(Exception):
+    """The answer is not there yet: whoever gets this lets go of the text, and asks again `then`."""
+
+    def __init__(self, answers: Sequence[asyncio.Future[None]]) -> None:
+        super().__init__(f"{len(answers)} answers are on their way")
+        self.answers = answers
+
+    def then(self, go_on: Callable[[], None]) -> None:
+        """Calls it once, when all of them are there."""
+        left = len(self.answers)
+
+        def one_less(_: asyncio.Future[None]) -> None:
+            nonlocal left
+            left -= 1
+            if not left:
+                go_on()
+
+        for answer in self.answers:
+            answer.add_done_callback(one_less)
+
+
 class Summariser(Protocol):
     """Asks the model. Every paid answer is handed to the store before anything else happens with it."""
 
@@ -75,11 +98,19 @@ class Summariser(Protocol):
         recipe: Recipe,
         lane: Lane,
         before_paying: Callable[[], Awaitable[None]],
+        *,
+        partition: int = 0,
     ) -> Summary:
         """Awaits `before_paying` right before each request is sent: what it raises stops that, and is raised.
 
-        Raises a ModelError or StoreError.
+        `partition` is the delivery's own. Raises a ModelError or StoreError, in the batch lane Later.
         """
+
+    async def pending(self, reference: DocumentReference, partition: int) -> Later | None:
+        """What was ordered for this event before; None where nothing is, as always in the live lane."""
+
+    def committed(self, run_id: UUID | None) -> Decimal:
+        """US dollars, estimated, of what was ordered and is not answered yet; None: for everything."""
 
 
 class SummaryStore(Protocol):
@@ -177,6 +208,21 @@ class SummaryStore(Protocol):
 
     async def workers(self) -> Sequence[WorkerStatus]:
         """The newest heartbeat of every worker."""
+
+    async def add_batch(self, batch: Batch, items: Sequence[BatchItem]) -> None:
+        """Write down what is about to be bought: the items, then the batch."""
+
+    async def save_batch(self, batch: Batch) -> None:
+        """Upsert; a later state always shows over an earlier one."""
+
+    async def open_batches(self, partitions: Collection[int]) -> Sequence[tuple[Batch, Sequence[BatchItem]]]:
+        """Those of these partitions that are not done with, oldest first."""
+
+    async def provider_batches(self, since: datetime) -> Mapping[str, str]:
+        """The provider's ids of the batches that were begun since then, and our ids of them."""
+
+    async def batches(self, run_id: UUID | None = None, limit: int = 50) -> Sequence[Batch]:
+        """The newest first; those with a request of that run."""
 
     async def bury(self, deaths: Sequence[Death]) -> None:
         """Write down what was at work in workers that ended without a word; each death counts once."""

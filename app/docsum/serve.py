@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
+from functools import partial
 from typing import TypeVar
 
 import structlog
@@ -32,11 +33,14 @@ from docsum.kafka.publisher import CopyPublisher
 from docsum.kafka.security import aiokafka_security, faust_credentials
 from docsum.kafka.worker import KafkaWorker, Membership
 from docsum.models import Lane, Outcome, WorkerStatus
-from docsum.pipeline import Pipeline, Trip
+from docsum.pipeline import Deferred, Pipeline, Trip
 from docsum.ports import Clock, SystemClock
 from docsum.settings import Settings
 from docsum.stores.clickhouse import ClickHouseStore
 from docsum.summarisers.anthropic import AnthropicSummariser, make_client
+from docsum.summarisers.batched import BatchSummariser
+from docsum.summarisers.batches import BatchLane
+from docsum.summarisers.batches import Limits as BatchLimits
 from docsum.summarisers.gate import CallGate
 from docsum.summarisers.prices import Prices
 from docsum.summarisers.quality import language
@@ -49,17 +53,17 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 
-async def serve_worker(settings: Settings, *, set_up: bool = False) -> None:
+async def serve_worker(settings: Settings, *, lane: Lane = Lane.LIVE, set_up: bool = False) -> None:
     """Be a worker until SIGTERM or SIGINT. Raises a DocsumError that ends the process.
 
     Whatever is not there yet (broker, store) is waited for; what is configured wrongly is an error at once.
-    `set_up`: make topics and tables first.
+    `lane`: BATCH, or LIVE for live and backfill events. `set_up`: make topics and tables first.
     """
     logs.configure(settings.log.level, settings.log.format)
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    work = asyncio.create_task(_work(settings, stop, set_up))
+    work = asyncio.create_task(_work(settings, stop, lane, set_up))
     asked = asyncio.create_task(stop.wait())
     await asyncio.wait({work, asked}, return_when=asyncio.FIRST_COMPLETED)
     if not work.done():
@@ -73,20 +77,17 @@ async def serve_worker(settings: Settings, *, set_up: bool = False) -> None:
     await work
 
 
-async def _work(settings: Settings, stop: asyncio.Event, set_up: bool) -> None:
+async def _work(settings: Settings, stop: asyncio.Event, lane: Lane, set_up: bool) -> None:
     topology, clock, metrics = settings.topology(), SystemClock(), Metrics()
-    newborn = _newborn(settings, clock.now())
-    prices = Prices.load()
+    newborn, prices = _newborn(settings, lane, clock.now()), Prices.load()
     prices.of(settings.model.name)  # an unknown model is an error now, never a free call later
     client = make_client(settings.model, settings.worker.max_in_flight)
-    gate, extract = _gate(settings, clock), settings.extract
+    gate, extract, is_batch = _gate(settings, clock), settings.extract, lane is Lane.BATCH
     observer, crashes = WorkerObserver(metrics, clock), CrashGuard()
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
         admin = open_admin(settings)
-        if set_up:
-            await _when_there(stop, lambda: setup_topics(settings))
-            await _when_there(stop, lambda: setup_store(settings))
+        await _set_up(settings, stop, set_up)
         retries = await _when_there(stop, lambda: _checked_topics(admin, settings))
         store = await _when_there(stop, lambda: enter(open_store(settings)))
         publisher = await _when_there(
@@ -98,7 +99,17 @@ async def _work(settings: Settings, stop: asyncio.Event, set_up: bool) -> None:
             DocumentExtractor(Sandbox(extract.processes, extract.timeout, extract.memory))
         )
         fetcher = await enter(DocumentFetcher(settings.fetch))
-        summariser = AnthropicSummariser(
+        batches = BatchLane(
+            client,
+            store,
+            clock,
+            prices,
+            _batch_limits(settings),
+            owned=lambda: worker.owned,
+            wanted=lambda run_id: pipeline.still_wants(run_id),  # noqa: PLW0108 - it is made below
+            answered=lambda model: pipeline.breakers.of(f"model {model}").succeeded("a batch"),
+        )
+        summariser = (partial(BatchSummariser, batches=batches) if is_batch else AnthropicSummariser)(
             client,
             gate,
             store,
@@ -120,14 +131,14 @@ async def _work(settings: Settings, stop: asyncio.Event, set_up: bool) -> None:
             clock=clock,
             topology=topology,
             recipe=settings.recipe(),
-            copies=RecordCopies(topology, settings.kafka.group_id, clock),
+            copies=RecordCopies(topology, settings.kafka.group_of(lane), clock),
             worker=newborn.worker,
             max_age=settings.retry.max_age,
             daily_budget=settings.budget.daily_usd,
             crashes=crashes,
         )
 
-        async def process(trip: Trip) -> Outcome:
+        async def process(trip: Trip) -> Outcome | Deferred:
             try:
                 return await pipeline.process(trip)
             finally:
@@ -136,13 +147,13 @@ async def _work(settings: Settings, stop: asyncio.Event, set_up: bool) -> None:
         def on_share(share: float) -> None:
             gate.share = share
 
-        member = _membership(settings, newborn.worker, retries)
+        member = _membership(settings, lane, newborn.worker, retries)
         worker = KafkaWorker(
             member,
             process,
             clock,
             on_share,
-            lambda: backlog.unowned(settings.kafka, (*member.topics, *member.retries)),
+            lambda: backlog.unowned(settings.kafka, member.group, (*member.topics, *member.retries)),
         )
         _follow(metrics, worker, store)
 
@@ -154,8 +165,8 @@ async def _work(settings: Settings, stop: asyncio.Event, set_up: bool) -> None:
                 in_flight=len(worker.running),
                 holds=observer.holds(),
                 breakers=tuple(map(str, pipeline.breakers.troubles())),
-                gate=str(gate),
-                cost_in_flight=summariser.cost_in_flight,
+                gate=str(batches if is_batch else gate),
+                cost_in_flight=summariser.committed(None),
                 stopped=stopped,
             )
 
@@ -186,13 +197,13 @@ async def _work(settings: Settings, stop: asyncio.Event, set_up: bool) -> None:
             store=store,
             clock=clock,
         )
-        aside = [
-            asyncio.create_task(heart.run()),
-            asyncio.create_task(held.watch(lambda: worker.owned if worker.is_member else frozenset())),
-        ]
+        # The held topic has one reader, which is the live lane's.
+        watch = held.watch(lambda: worker.owned if worker.is_member else frozenset())
+        aside = [asyncio.create_task(each) for each in (heart.run(), batches.run() if is_batch else watch)]
         try:
             await worker.run(stop)
         finally:
+            await batches.settled(settings.worker.shutdown_timeout)
             for task in aside:
                 task.cancel()
             await _store_what_was_paid(summariser, store, settings.worker.shutdown_timeout)
@@ -201,10 +212,16 @@ async def _work(settings: Settings, stop: asyncio.Event, set_up: bool) -> None:
             log.info("worker stopped", action="stop", worker=newborn.worker)
 
 
-def _newborn(settings: Settings, now: datetime) -> WorkerStatus:
+async def _set_up(settings: Settings, stop: asyncio.Event, wanted: bool) -> None:
+    if wanted:
+        await _when_there(stop, lambda: setup_topics(settings))
+        await _when_there(stop, lambda: setup_store(settings))
+
+
+def _newborn(settings: Settings, lane: Lane, now: datetime) -> WorkerStatus:
     """This worker before it has done anything."""
     host, pid = platform.node(), os.getpid()
-    return WorkerStatus(settings.worker.instance_id or f"{host}-{pid}", host, pid, Lane.LIVE, now, now)
+    return WorkerStatus(settings.worker.instance_id or f"{host}-{pid}", host, pid, lane, now, now)
 
 
 def _gate(settings: Settings, clock: Clock) -> CallGate:
@@ -234,13 +251,20 @@ def _calm_the_collector() -> None:
     gc.set_threshold(20_000, 50, 100)
 
 
-def _membership(settings: Settings, name: str, retries: Sequence[str]) -> Membership:
-    topology = settings.topology()
+def _batch_limits(settings: Settings) -> BatchLimits:
+    batch = settings.batch
+    return BatchLimits(batch.max_requests, batch.max_age, batch.quiet, batch.poll, batch.doubt)
+
+
+def _membership(settings: Settings, lane: Lane, name: str, retries: Sequence[str]) -> Membership:
+    topology, kafka, is_batch = settings.topology(), settings.kafka, lane is Lane.BATCH
+    live = (topology.documents, *topology.inputs, topology.backfill)
     return Membership(
-        brokers=settings.kafka.bootstrap_servers,
-        group=settings.kafka.group_id,
-        topics=(topology.documents, *topology.inputs, topology.backfill),
-        retries=retries,
+        brokers=kafka.bootstrap_servers,
+        group=kafka.group_of(lane),
+        topics=(topology.batch,) if is_batch else live,
+        retries=() if is_batch else retries,
+        waiting=settings.batch.open_documents if is_batch else 0,
         partitions=topology.partitions,
         slots=settings.worker.slots_per_partition,
         drain=settings.worker.drain_timeout,

@@ -18,7 +18,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, V
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from docsum.errors import ConfigurationError
-from docsum.models import Recipe
+from docsum.models import Lane, Recipe
 from docsum.topics import Topology, duration_name, parse_duration
 
 _SIZES = {"": 1, "B": 1, "KB": 1_000, "MB": 1_000_000, "GB": 1_000_000_000, "KIB": 1 << 10, "MIB": 1 << 20}
@@ -69,7 +69,12 @@ class Kafka(_Group):
     sasl_password: SecretStr = Field(SecretStr(""), description="SASL password")
     ssl_ca_location: str = Field("", description="CA file for TLS; empty = the system's")
     group_id: str = Field("docsum-worker", description="Consumer group of the workers")
+    batch_group_id: str = Field("docsum-batch", description="Consumer group of the batch lane")
     schema_registry_url: str = Field("", description="Confluent-compatible registry; empty = none is needed")
+
+    def group_of(self, lane: Lane) -> str:
+        """The consumer group that reads the lane; live and backfill are one group's work."""
+        return self.batch_group_id if lane is Lane.BATCH else self.group_id
 
 
 class Topics(_Group):
@@ -107,6 +112,19 @@ class Limits(_Group):
     requests_per_minute: int = Field(0, ge=0, description="Over the whole group; 0 = no limit")
     input_tokens_per_minute: int = Field(0, ge=0, description="Over the whole group; 0 = no limit")
     output_tokens_per_minute: int = Field(0, ge=0, description="Over the whole group; 0 = no limit")
+
+
+class Batch(_Group):
+    max_requests: int = Field(1_000, ge=1, le=100_000, description="Requests in one batch of the batch lane")
+    max_age: Duration = Field(timedelta(minutes=10), description="What was collected is sent after that time")
+    quiet: Duration = Field(timedelta(seconds=30), description="Or when no more has come for that time")
+    poll: Duration = Field(timedelta(seconds=30), description="How often an open batch is looked at")
+    doubt: Duration = Field(
+        timedelta(minutes=10), description="A batch whose create reply was lost is looked for so long"
+    )
+    open_documents: int = Field(
+        10_000, ge=1, description="Documents of one partition that may wait for batches"
+    )
 
 
 class Worker(_Group):
@@ -193,6 +211,7 @@ class Settings(BaseSettings):
     model: Model = Model()
     summary: SummaryWish = SummaryWish()
     limits: Limits = Limits()
+    batch: Batch = Batch()
     worker: Worker = Worker()
     retry: Retry = Retry()
     budget: Budget = Budget()

@@ -22,7 +22,7 @@ import psutil
 from docsum.kafka import backlog
 from docsum.kafka.admin import KafkaAdmin
 from docsum.kafka.worker import KafkaWorker
-from docsum.models import Outcome, Skipped, SkipReason
+from docsum.models import Lane, Outcome, Skipped, SkipReason
 from docsum.pipeline import Trip
 from docsum.ports import SystemClock
 
@@ -137,13 +137,13 @@ async def work(settings: Settings, process: Counted | Timed, on_assigned: Callab
     Raises an ExceptionGroup with what has made the worker crash.
     """
     admin, topology, stop = KafkaAdmin(settings.kafka), settings.topology(), asyncio.Event()
-    member = _membership(settings, "bench", await admin.existing_retry_topics(topology))
+    member = _membership(settings, Lane.LIVE, "bench", await admin.existing_retry_topics(topology))
     worker = KafkaWorker(
         member,
         process,
         SystemClock(),
         lambda share: on_assigned(),
-        lambda: backlog.unowned(settings.kafka, (*member.topics, *member.retries)),
+        lambda: backlog.unowned(settings.kafka, member.group, (*member.topics, *member.retries)),
     )
 
     async def all_committed() -> bool:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from docsum import serve, settings
 from docsum.models import Outcome
-from docsum.pipeline import Pipeline, Trip
+from docsum.pipeline import Deferred, Pipeline, Trip
 
 
 @dataclass(slots=True)
@@ -43,7 +43,7 @@ def waiting_pipeline(whistle: asyncio.Event, tally: Tally) -> type[Pipeline]:
     """The pipeline, once the whistle is heard."""
 
     class WaitingPipeline(Pipeline):
-        async def process(self, trip: Trip) -> Outcome:
+        async def process(self, trip: Trip) -> Outcome | Deferred:
             await whistle.wait()
             tally.begin()
             outcome = await super().process(trip)

@@ -16,7 +16,7 @@ from typing import Any
 
 from docsum import serve, settings
 from docsum.models import Outcome
-from docsum.pipeline import Pipeline, Trip
+from docsum.pipeline import Deferred, Pipeline, Trip
 from docsum.summarisers.gate import CallGate, Permit
 from tests.bench.measured import Meter
 
@@ -55,7 +55,7 @@ def timed_pipeline(meter: Meter) -> type[Pipeline]:
     """The pipeline, with a meter."""
 
     class TimedPipeline(Pipeline):
-        async def process(self, trip: Trip) -> Outcome:
+        async def process(self, trip: Trip) -> Outcome | Deferred:
             meter.begin()
             watch = _Watch()
             _WATCH.set(watch)  # a delivery is a task of its own

@@ -651,6 +651,6 @@ async def test_what_is_refused_right_before_the_call_costs_nothing(bench: Bench)
     with pytest.raises(StoppedError):
         await summariser.summarise(reference(), extracted, RECIPE, Lane.LIVE, refuse)
     assert await bench.accepted() == summariser.in_flight == 0
-    assert not summariser.cost_in_flight
+    assert not summariser.committed(None)
     await ask(bench, summariser)
     assert await bench.accepted() == 1

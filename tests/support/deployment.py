@@ -32,7 +32,7 @@ from docsum.local.kafka import kafka_spec
 from docsum.local.loopback import HOST, free_port
 from docsum.local.stack_state import StackState, find
 from docsum.models import RunDocumentRow
-from docsum.settings import Fetch, Kafka, Limits, Model, Retry, Settings, Topics, Worker, load
+from docsum.settings import Batch, Fetch, Kafka, Limits, Model, Retry, Settings, Topics, Worker, load
 from docsum.stores.clickhouse import ClickHouseStore
 from docsum.topics import Topology
 from tests.support.broker import Broker
@@ -278,6 +278,7 @@ class Fleet(Deployment):
         partitions: int = 6,
         limits: Limits | None = None,
         fetch: Fetch | None = None,
+        batch: Batch | None = None,
         registry: str = "",
     ) -> None:
         """`delays` of the retry topics, in seconds; `registry`: the address of a schema registry."""
@@ -291,7 +292,10 @@ class Fleet(Deployment):
         self.settings = Settings(
             home=folder / "home",
             kafka=Kafka(
-                bootstrap_servers=self.brokers, group_id=f"{prefix}-workers", schema_registry_url=registry
+                bootstrap_servers=self.brokers,
+                group_id=f"{prefix}-workers",
+                batch_group_id=f"{prefix}-batch",
+                schema_registry_url=registry,
             ),
             topics=Topics(prefix=prefix, partitions=partitions),
             clickhouse=direct.model_copy(update={"url": self.store_proxy.url}),
@@ -300,6 +304,7 @@ class Fleet(Deployment):
             worker=Worker(max_in_flight=in_flight, shutdown_timeout=timedelta(seconds=5)),
             retry=Retry(delays=tuple(timedelta(seconds=delay) for delay in delays)),
             fetch=fetch or Fetch(file_roots=(str(folder),)),
+            batch=batch or Batch(),
         )
         self._direct = self.settings.model_copy(update={"clickhouse": direct})
         super().__init__(folder, **self.settings.environment())
@@ -323,8 +328,8 @@ class Fleet(Deployment):
             self.start_worker(name)
         until(lambda: all(map(self.is_member, names)), 60, f"{names} are members")
 
-    def start_worker(self, name: str, module: str = "docsum") -> None:
-        """Returns at once; `module` is what the process runs."""
+    def start_worker(self, name: str, module: str = "docsum", *arguments: str) -> None:
+        """Returns at once; `module` is what the process runs, the arguments are those of `docsum worker`."""
         self._ports[name] = free_port()
         environment = self.environment | {
             "DOCSUM_WORKER__INSTANCE_ID": name,
@@ -333,7 +338,7 @@ class Fleet(Deployment):
         }
         with self._log(name).open("ab") as log:
             self.workers[name] = subprocess.Popen(
-                [sys.executable, "-m", module, "worker"],
+                [sys.executable, "-m", module, "worker", *arguments],
                 env=environment,
                 cwd=self.folder,
                 stdout=log,

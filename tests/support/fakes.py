@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from docsum.models import (
     Coordinates,
@@ -27,6 +27,7 @@ from docsum.models import (
     event_version,
     to_ms,
 )
+from docsum.ports import Later
 
 START = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 
@@ -145,6 +146,7 @@ class FakeSummariser(Scripted):
     turn: asyncio.Event | None = None
     gate: asyncio.Event | None = None
     bought: int = 0
+    on_their_way: Decimal = Decimal(0)  # US dollars
     texts: list[ExtractedText] = field(default_factory=list)
 
     async def summarise(
@@ -154,6 +156,8 @@ class FakeSummariser(Scripted):
         recipe: Recipe,
         lane: Lane,
         before_paying: Callable[[], Awaitable[None]],
+        *,
+        partition: int = 0,
     ) -> Summary:
         self.step()
         self.texts.append(text)
@@ -164,6 +168,12 @@ class FakeSummariser(Scripted):
         if self.gate is not None:
             await self.gate.wait()
         return summary(f"Summary of {reference.document_id}.", recipe)
+
+    async def pending(self, reference: DocumentReference, partition: int) -> Later | None:
+        return None
+
+    def committed(self, run_id: UUID | None) -> Decimal:
+        return self.on_their_way
 
 
 class FakePublisher(Scripted):

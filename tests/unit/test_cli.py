@@ -165,7 +165,7 @@ def test_the_whole_application_has_every_command() -> None:
         (["export", "-o", "nowhere/out.csv"], Code.USAGE, "There is no folder"),
         (["setup", "topics", "--print", "helm"], Code.USAGE, "choose kafka or strimzi"),
         (["setup", "store", "--print", "json"], Code.USAGE, "choose sql"),
-        (["worker", "--lane", "batch"], Code.USAGE, "There is no worker for the lane 'batch'"),
+        (["worker", "--lane", "backfill"], Code.USAGE, "There is no worker for the lane 'backfill'"),
         (["runs", "ls"], Code.UNREACHABLE, "No docsum runs in"),
         (["status"], Code.UNREACHABLE, "No docsum runs in"),
         (["documents", "show", "x"], Code.UNREACHABLE, "No docsum runs in"),

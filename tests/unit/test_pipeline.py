@@ -52,7 +52,7 @@ from docsum.models import (
     Usage,
     to_ms,
 )
-from docsum.pipeline import MOST_SCANNED_PAGES, ByteBudget, Pipeline, Trip
+from docsum.pipeline import MOST_SCANNED_PAGES, ByteBudget, Deferred, Pipeline, Trip
 from docsum.stores.memory import MemoryStore
 from docsum.topics import Topology
 from tests.support.fakes import (
@@ -102,7 +102,9 @@ class House:
         return Trip(delivery(value=value, attempt=attempt))
 
     async def process(self, event: DocumentReference | Exception, attempt: int = 1) -> Outcome:
-        return await self.pipeline.process(self.trip(event, attempt))
+        outcome = await self.pipeline.process(self.trip(event, attempt))
+        assert not isinstance(outcome, Deferred)
+        return outcome
 
 
 @pytest.fixture
@@ -272,7 +274,7 @@ async def test_what_fails_at_the_provider_while_others_get_through_is_this_docum
     house: House,
 ) -> None:
     class FailsForOne(FakeSummariser):
-        async def summarise(self, reference: DocumentReference, *rest: Any) -> Summary:
+        async def summarise(self, reference: DocumentReference, *rest: Any, **named: Any) -> Summary:
             if reference.document_id == "bad":
                 raise ModelFaltered("500")
             return await super().summarise(reference, *rest)
@@ -287,7 +289,7 @@ async def test_answers_to_calls_from_before_an_outage_do_not_make_it_one_documen
     house: House,
 ) -> None:
     class Outage(FakeSummariser):
-        async def summarise(self, reference: DocumentReference, *rest: Any) -> Summary:
+        async def summarise(self, reference: DocumentReference, *rest: Any, **named: Any) -> Summary:
             assert self.gate is not None
             if reference.document_id == "late":
                 self.gate.set()
@@ -304,7 +306,7 @@ async def test_answers_to_calls_from_before_an_outage_do_not_make_it_one_documen
 
 async def test_answers_that_are_used_again_say_nothing_of_the_provider(house: House) -> None:
     class Reuses(FakeSummariser):
-        async def summarise(self, reference: DocumentReference, *rest: Any) -> Summary:
+        async def summarise(self, reference: DocumentReference, *rest: Any, **named: Any) -> Summary:
             if reference.document_id.startswith("known"):
                 return summary()
             return await super().summarise(reference, *rest)
@@ -319,7 +321,7 @@ async def test_an_outage_of_the_provider_opens_the_breaker_and_spends_no_attempt
     class Down(FakeSummariser):
         until = START + timedelta(minutes=10)
 
-        async def summarise(self, reference: DocumentReference, *rest: Any) -> Summary:
+        async def summarise(self, reference: DocumentReference, *rest: Any, **named: Any) -> Summary:
             if house.clock.now() < self.until:
                 self.calls += 1
                 raise ModelFaltered("529")

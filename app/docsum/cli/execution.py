@@ -15,7 +15,7 @@ from docsum.cli.output import Code, NothingRuns, emit, next_step, run_fields, sa
 from docsum.cli.progress import Watch
 from docsum.cli.report import projection_fields, report, report_projection, report_summaries
 from docsum.errors import DocsumError
-from docsum.models import Run, RunState
+from docsum.models import Lane, Run, RunState
 from docsum.runs import Published, Snapshot, follow, publish
 from docsum.sources import Listed, Source
 
@@ -144,6 +144,8 @@ class Execution:
         topology, admin = settings.topology(), open_admin(settings)
 
         async def lag() -> int:
+            if run.lane is Lane.BATCH:
+                return 0  # what waits there for its batch is behind nobody
             partitions = await admin.lag(settings.kafka.group_id, topology, run.lane)
             return sum(partition.lag for partition in partitions)
 

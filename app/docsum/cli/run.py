@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from docsum.ports import SummaryStore
     from docsum.settings import Settings
 
-_LANES = ("live", "backfill")
+_LANES = ("live", "backfill", "batch")
 _SCANNED = ("fail", "send-pdf")
 _HELP = """Summarise every document of a source.
 
@@ -118,7 +118,11 @@ def run(
         typer.Option(help="Pages that are pictures go to the model as they are.", metavar="fail|send-pdf"),
     ] = None,
     lane: Annotated[
-        str, typer.Option(help="live goes before backfill.", metavar="live|backfill")
+        str,
+        typer.Option(
+            help="live goes before backfill; batch takes up to a day and costs half.",
+            metavar="live|backfill|batch",
+        ),
     ] = "backfill",
     force: Annotated[bool, typer.Option("--force", help="Buy again even if nothing has changed.")] = False,
     no_wait: NoWait = False,

@@ -27,7 +27,7 @@ from docsum.cli.output import (
     standing,
     table,
 )
-from docsum.models import ControlState, Run, RunState
+from docsum.models import ControlState, Lane, Run, RunState
 from docsum.sources import STDIN
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from docsum.ports import SummaryStore
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="The id of a run, or how it begins, or `last`.")]
+_MOST_BATCHES = 10_000
 _RECENT = 1_000  # runs that a part of an id is looked for in
 
 
@@ -101,14 +102,40 @@ async def _list(limit: int, json: bool) -> Code:
     return Code.OK
 
 
-def show(run_id: Id, json: JsonObject = False) -> None:
+def show(
+    run_id: Id,
+    batches: Annotated[
+        bool, typer.Option("--batches", help="Its batches at the provider, the newest first.")
+    ] = False,
+    json: JsonObject = False,
+) -> None:
     """How far a run is, and what failed.
+
+    With --batches and --json a line for every batch.
 
     \b
       docsum runs show 3f2a91c0
       docsum runs show last --json
+      docsum runs show last --batches
     """
-    finish(_show(run_id, json))
+    finish(_batches(run_id, json) if batches else _show(run_id, json))
+
+
+async def _batches(run_id: str, json: bool) -> Code:
+    from docsum.bootstrap import open_store
+    from docsum.cli.batches import fields, view
+
+    async with open_store(reached()) as store:
+        run = await find(run_id, store)
+        found = await store.batches(run.id, _MOST_BATCHES)
+    if json:
+        for batch in found:
+            emit(fields(batch))
+    elif found:
+        console().print(view(found))
+    else:
+        say("It has no batches" + (" yet." if run.lane is Lane.BATCH else f": its lane is {run.lane}."))
+    return Code.OK
 
 
 async def _show(run_id: str, json: bool) -> Code:

@@ -8,6 +8,7 @@ import typer
 
 from docsum.cli.deployment import reached
 from docsum.cli.output import Code, WrongUsage, finish
+from docsum.models import Lane
 
 
 def register(app: typer.Typer, name: str) -> None:
@@ -21,7 +22,8 @@ def register(app: typer.Typer, name: str) -> None:
 
 def worker(
     lane: Annotated[
-        str, typer.Option(metavar="live", help="Live and backfill events are one group's work.")
+        str,
+        typer.Option(metavar="live|batch", help="live: live events and runs; batch: runs at half the price."),
     ] = "live",
     set_up: Annotated[
         bool, typer.Option("--set-up", hidden=True, help="Make topics and tables first: the local stack's.")
@@ -35,15 +37,15 @@ def worker(
 
     Ends with 78 when the configuration is wrong: starting it again would not help.
     """
-    if lane != "live":
-        raise WrongUsage(f"There is no worker for the lane {lane!r}: live is the one, for backfill too.")
-    finish(_worker(set_up), logs=True)
+    if lane not in ("live", "batch"):
+        raise WrongUsage(f"There is no worker for the lane {lane!r}: live (for backfill, too) or batch.")
+    finish(_worker(lane, set_up), logs=True)
 
 
-async def _worker(set_up: bool) -> Code:
+async def _worker(lane: str, set_up: bool) -> Code:
     from docsum.serve import serve_worker
 
-    await serve_worker(reached(), set_up=set_up)
+    await serve_worker(reached(), lane=Lane(lane), set_up=set_up)
     return Code.OK
 
 

@@ -109,11 +109,14 @@ async def _look(  # Any: aiokafka is not typed
     aside = [name for name in (topology.held, topology.dead_letters) if name in counts]
     places = [TopicPartition(name, number) for name in (*read, *aside) for number in range(counts[name])]
     # Positions first, so that none is beyond its end.
-    finished, rested, members = await asyncio.gather(
+    finished, batched, rested, members, batching = await asyncio.gather(
         _positions(admin, kafka.group_id),
+        _positions(admin, kafka.batch_group_id),
         _positions(admin, positions_group(kafka.group_id)),
         _members(admin, kafka.group_id),
+        _members(admin, kafka.batch_group_id),
     )
+    finished |= batched
     consumer.assign(places)
     consumer.pause(*places)
     starts, ends = await asyncio.gather(consumer.beginning_offsets(places), consumer.end_offsets(places))
@@ -127,7 +130,7 @@ async def _look(  # Any: aiokafka is not typed
         tuple(_waiting(name, left, lost, heads) for name in sorted(read)),
         held=_sum(left, topology.held),
         dead_letters=_sum(left, topology.dead_letters),
-        members=members,
+        members=(*members, *batching),
     )
 
 
@@ -162,7 +165,7 @@ async def _positions(admin: Any, group: str) -> dict[TopicPartition, int]:  # An
 
 
 async def unowned(
-    kafka: Kafka, topics: Collection[str], patience: timedelta = timedelta(seconds=10)
+    kafka: Kafka, group_id: str, topics: Collection[str], patience: timedelta = timedelta(seconds=10)
 ) -> frozenset[str]:
     """Partitions of these topics, as `topic[n]`, that no member of the group has; none while it rebalances.
 
@@ -173,7 +176,7 @@ async def unowned(
         async with asyncio.timeout(patience.total_seconds()):
             await admin.start()
             counts = {topic["topic"]: len(topic["partitions"]) for topic in await admin.describe_topics()}
-            group = await _group(admin, kafka.group_id)
+            group = await _group(admin, group_id)
     except (KafkaError, TimeoutError, OSError) as error:
         raise BrokerUnavailable(f"Kafka at {kafka.bootstrap_servers} does not answer.") from error
     finally:

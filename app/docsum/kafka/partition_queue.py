@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from docsum.kafka.offsets import OffsetTracker
 from docsum.models import EPOCH, Delivery, Outcome
-from docsum.pipeline import Trip
+from docsum.pipeline import Deferred, Trip
 from docsum.ports import Clock
 
 
@@ -24,7 +24,7 @@ class QueueState(enum.Enum):
 class Doors:
     """What a partition queue may do to the world: all hand-ins, so that it needs neither Faust nor Kafka."""
 
-    work: Callable[[Trip], Awaitable[Outcome]]
+    work: Callable[[Trip], Awaitable[Outcome | Deferred]]
     full: Callable[[str, int], None]  # stop fetching this partition
     room: Callable[[str, int], None]  # fetch again
     crash: Callable[[BaseException], None]  # a delivery raised: docsum must not go on past it
@@ -95,13 +95,22 @@ class PartitionQueue:
 
     async def _run(self, trip: Trip) -> None:
         try:
-            await self.doors.work(trip)
+            outcome = await self.doors.work(trip)
         except asyncio.CancelledError:
             raise
         except BaseException as error:
             self.doors.crash(error)
         else:
-            self._finish(trip.delivery.at.offset)
+            if isinstance(outcome, Deferred):
+                outcome.later.then(lambda: self._work_again(outcome.delivery))
+            else:
+                self._finish(trip.delivery.at.offset)
+
+    def _work_again(self, delivery: Delivery) -> None:
+        """It was set aside and took no slot; its offset is unfinished."""
+        if self.state is QueueState.OPEN:
+            self.waiting.appendleft(delivery)
+            self.start_due()
 
     def _finish(self, offset: int) -> None:
         if self.state is QueueState.DEAD:

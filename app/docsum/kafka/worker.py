@@ -32,7 +32,7 @@ from docsum.kafka.headers import delivery_of
 from docsum.kafka.partition_queue import Doors, PartitionQueue, QueueState
 from docsum.kafka.records import read_any_header
 from docsum.models import Outcome
-from docsum.pipeline import Trip
+from docsum.pipeline import Deferred, Trip
 from docsum.ports import Clock
 
 COMMIT_EVERY = timedelta(seconds=0.5)
@@ -49,7 +49,7 @@ YEAR = timedelta(days=365)
 
 log = structlog.get_logger(__name__)
 
-Process = Callable[[Trip], Awaitable[Outcome]]
+Process = Callable[[Trip], Awaitable[Outcome | Deferred]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +63,7 @@ class Membership:
     partitions: int  # of each of our topics
     slots: int  # deliveries at once from one partition
     drain: timedelta
+    waiting: int = 0  # deliveries of one partition that may be set aside
     name: str = "docsum"  # under which the broker lists it
     instance_id: str = ""  # set: static membership, which is listed under this one
     credentials: Any = None  # Any: one of Faust's credential classes, or None
@@ -80,7 +81,7 @@ class Membership:
         Enough to keep the slots busy over a fetch; more would only delay the first ones of other partitions,
         for Faust hands out one partition's records before the next one's.
         """
-        return max(48, 3 * self.slots)
+        return max(48, 3 * self.slots, self.waiting)
 
 
 class KafkaWorker:

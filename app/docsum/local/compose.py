@@ -27,6 +27,9 @@ from docsum.settings import Fetch, Settings
 LOCAL_MODEL = "local-extractive-1"
 START_TIMEOUT = timedelta(minutes=3)
 _PASSED_ON = ("HOME", "LANG", "TMPDIR", "XDG_CACHE_HOME", "SSL_CERT_FILE", "SSL_CERT_DIR")
+BATCH_WORKER = "batch-worker"
+_LANE: Mapping[str, Sequence[str]] = {BATCH_WORKER: ("--lane=batch",)}
+_BATCHES_HERE = {name: timedelta(seconds=1) for name in ("quiet", "poll")}
 _CREDENTIALS = ("AWS_", "GOOGLE_", "AZURE_")  # how the variables begin that object stores are opened with
 _ALLOWED = ("file_roots", "buckets", "hosts")  # of DOCSUM_FETCH, and the files in the home of the same names
 
@@ -150,14 +153,14 @@ class _Plan:
         }
 
     def stages(self, jars: Sequence[Path], workers: int) -> list[list[ProcessSpec]]:
-        """The workers stop before what they need; they wait for it when they start."""
+        """The workers stop before what they need; they wait for it when they start. The last stage scales."""
         port = self.stack.port
         base = [
             kafka_spec(self.home / "kafka", jars, port("kafka"), port("kafka-controller")),
             self._engine(),
             self._model_server(),
         ]
-        return [base, [self.worker(number) for number in range(1, workers + 1)]]
+        return [base, [self._worker(BATCH_WORKER)], [self.worker(number) for number in range(1, workers + 1)]]
 
     def _engine(self) -> ProcessSpec:
         port, data = self.stack.port("clickhouse"), self.home / "clickhouse"
@@ -182,12 +185,14 @@ class _Plan:
         )
 
     def worker(self, number: int) -> ProcessSpec:
-        name = f"worker-{number}"
+        return self._worker(f"worker-{number}")
+
+    def _worker(self, name: str) -> ProcessSpec:
         port = self.stack.port(name)
         settings = _reached(with_model(self.settings, self.local_model), self.addresses)
         return ProcessSpec(
             name=name,
-            argv=[sys.executable, "-m", "docsum", "worker", "--set-up"],
+            argv=[sys.executable, "-m", "docsum", "worker", "--set-up", *_LANE.get(name, ())],
             env=worker_environment(settings, name, port),
             cwd=self.home,
             ready=http_ready(f"http://{HOST}:{port}/readyz"),
@@ -199,18 +204,24 @@ class _Plan:
 
 def worker_environment(settings: Settings, name: str, port: int) -> Mapping[str, str]:
     """The whole environment of a worker of the local stack."""
-    worker = settings.worker.model_copy(update={"instance_id": name, "port": port})
+    changed: dict[str, object] = {
+        "worker": settings.worker.model_copy(update={"instance_id": name, "port": port}),
+        "fetch": _allowed(settings),
+    }
+    if uses_local_model(settings):  # its batches take seconds
+        changed["batch"] = settings.batch.model_copy(update=_BATCHES_HERE)
     return {
         **_passed_on(),
         **{name: value for name, value in os.environ.items() if name.startswith(_CREDENTIALS)},
-        **settings.model_copy(update={"worker": worker, "fetch": _allowed(settings)}).environment(),
+        **settings.model_copy(update=changed).environment(),
     }
 
 
 async def _with_current_settings(settings: Settings, state: StackState, local_model: bool) -> StackState:
     reached = _reached(with_model(settings, local_model), state.addresses)
     stale: dict[str, Mapping[str, str]] = {}
-    for process in state.workers:
+    batch = state.process(BATCH_WORKER)
+    for process in (*state.workers, *((batch,) if batch else ())):
         if process.port is not None:
             wanted = worker_environment(reached, process.name, process.port)
             if environment_digest(wanted) != process.environment:

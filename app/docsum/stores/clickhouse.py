@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -25,6 +25,8 @@ from docsum.models import (
     EPOCH,
     Answer,
     AuditRow,
+    Batch,
+    BatchItem,
     Control,
     Coordinates,
     CostBy,
@@ -43,7 +45,7 @@ from docsum.models import (
     WorkerStatus,
 )
 from docsum.settings import ClickHouse
-from docsum.stores import costs, dead_letters, migrate, purge
+from docsum.stores import batches, costs, dead_letters, migrate, purge
 from docsum.stores.connection import CUT_BODY, code_of, connect, translated
 from docsum.stores.controls import Controls
 from docsum.stores.group_commit import GroupCommit
@@ -51,6 +53,8 @@ from docsum.stores.lookups import Lookup
 from docsum.stores.tables import (
     ANSWERS,
     AUDIT,
+    BATCH_ITEMS,
+    BATCHES,
     CONTROLS,
     DEATHS,
     RUN_DOCUMENT_COLUMNS,
@@ -321,6 +325,22 @@ class ClickHouseStore:
 
     async def workers(self) -> Sequence[WorkerStatus]:
         return [worker_of(values) for values in await self._query(_WORKER_LIST)]
+
+    async def add_batch(self, batch: Batch, items: Sequence[BatchItem]) -> None:
+        await self._insert_rows(BATCH_ITEMS, items, uuid4().hex)
+        await self.save_batch(batch)
+
+    async def save_batch(self, batch: Batch) -> None:
+        await self._insert_rows(BATCHES, (batch,), uuid4().hex)
+
+    async def open_batches(self, partitions: Collection[int]) -> Sequence[tuple[Batch, Sequence[BatchItem]]]:
+        return await batches.open_of(self._query, partitions)
+
+    async def provider_batches(self, since: datetime) -> Mapping[str, str]:
+        return await batches.provider_ids(self._query, since)
+
+    async def batches(self, run_id: UUID | None = None, limit: int = 50) -> Sequence[Batch]:
+        return await batches.newest(self._query, run_id, limit)
 
     async def bury(self, deaths: Sequence[Death]) -> None:
         if deaths:

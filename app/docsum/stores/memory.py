@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -15,6 +15,8 @@ from docsum.models import (
     Answer,
     AtRisk,
     AuditRow,
+    Batch,
+    BatchItem,
     Control,
     Coordinates,
     CostBy,
@@ -60,6 +62,8 @@ class MemoryStore:
         self._deaths: dict[tuple[str, datetime, AtRisk], Death] = {}
         self.dead_letter_rows: dict[Coordinates, DeadLetterRow] = {}
         self._audit: list[AuditRow] = []
+        self.batch_rows: dict[str, Batch] = {}
+        self.batch_items: dict[tuple[str, str], BatchItem] = {}
         self.unavailable_since: datetime | None = None
         self.failures: list[FailureRow] = []
 
@@ -266,6 +270,36 @@ class MemoryStore:
 
     async def workers(self) -> Sequence[WorkerStatus]:
         return [self._workers[name] for name in sorted(self._workers)]
+
+    async def add_batch(self, batch: Batch, items: Sequence[BatchItem]) -> None:
+        self.batch_items |= {(item.intent, item.custom_id): item for item in items}
+        await self.save_batch(batch)
+
+    async def save_batch(self, batch: Batch) -> None:
+        stored = self.batch_rows.get(batch.intent)
+        order = (batch.state.rank, batch.changed_at)
+        if stored is None or order >= (stored.state.rank, stored.changed_at):
+            self.batch_rows[batch.intent] = batch
+
+    async def open_batches(self, partitions: Collection[int]) -> Sequence[tuple[Batch, Sequence[BatchItem]]]:
+        found = [
+            each for each in self.batch_rows.values() if each.state.is_open and each.partition in partitions
+        ]
+        return [
+            (each, [item for item in self.batch_items.values() if item.intent == each.intent])
+            for each in sorted(found, key=lambda each: (each.created_at, each.intent))
+        ]
+
+    async def provider_batches(self, since: datetime) -> Mapping[str, str]:
+        rows = self.batch_rows.values()
+        return {
+            each.provider_id: each.intent for each in rows if each.created_at >= since and each.provider_id
+        }
+
+    async def batches(self, run_id: UUID | None = None, limit: int = 50) -> Sequence[Batch]:
+        meant = {item.intent for item in self.batch_items.values() if run_id in (None, item.run_id)}
+        newest = sorted(self.batch_rows.values(), key=lambda each: each.created_at, reverse=True)
+        return [each for each in newest if each.intent in meant][:limit]
 
     async def bury(self, deaths: Sequence[Death]) -> None:
         for death in deaths:

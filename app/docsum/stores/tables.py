@@ -13,6 +13,9 @@ from docsum.models import (
     Answer,
     AtRisk,
     AuditRow,
+    Batch,
+    BatchItem,
+    BatchState,
     Control,
     ControlState,
     Coordinates,
@@ -31,6 +34,7 @@ from docsum.models import (
     SummaryRow,
     Usage,
     WorkerStatus,
+    to_ms,
 )
 
 R = TypeVar("R")
@@ -567,6 +571,98 @@ def death_of(values: Values) -> Death:
     return Death(worker, started_at, died_at, _work_of(tuple(work)), alone)
 
 
+# -- batches -------------------------------------------------------------------------------------------------
+
+
+def _batch_values(batch: Batch) -> Values:
+    return (
+        batch.intent,
+        batch.partition,
+        batch.state.value,
+        batch.size,
+        batch.created_at,
+        batch.changed_at,
+        utf8(batch.provider_id),
+        batch.ended_at,
+        batch.succeeded,
+        batch.errored,
+        batch.canceled,
+        batch.expired,
+        batch.missing,
+        batch.cost,
+        utf8(batch.detail),
+        (batch.state.rank << 56) | to_ms(batch.changed_at),
+    )
+
+
+BATCHES = Table(
+    "batch_versions",
+    (
+        "intent",
+        "kafka_partition",
+        "state",
+        "size",
+        "created_at",
+        "changed_at",
+        "provider_id",
+        "ended_at",
+        "succeeded",
+        "errored",
+        "canceled",
+        "expired",
+        "missing",
+        "cost",
+        "detail",
+        "version",
+    ),
+    _batch_values,
+)
+
+
+def batch_of(values: Values) -> Batch:
+    """The batch that a row of `BATCHES.columns`, without the version, is."""
+    intent, partition, state, *rest = values
+    return Batch(intent, partition, BatchState(state), *rest)
+
+
+def _batch_item_values(item: BatchItem) -> Values:
+    return (
+        item.intent,
+        item.custom_id,
+        item.fingerprint,
+        utf8(item.document_id),
+        item.version,
+        item.run_id,
+        item.chunk,
+        utf8(item.model),
+        item.input_tokens,
+        item.output_tokens,
+    )
+
+
+BATCH_ITEMS = Table(
+    "batch_item_versions",
+    (
+        "intent",
+        "custom_id",
+        "fingerprint",
+        "document_id",
+        "version",
+        "run_id",
+        "chunk",
+        "model",
+        "input_tokens",
+        "output_tokens",
+    ),
+    _batch_item_values,
+)
+
+
+def batch_item_of(values: Values) -> BatchItem:
+    """The item that a row of `BATCH_ITEMS.columns` is."""
+    return BatchItem(*values[2:], *values[:2])
+
+
 # -- together ----------------------------------------------------------------------------------------------
 
 TABLES: tuple[Table[Any], ...] = (  # Any: each table has its own row type
@@ -580,6 +676,8 @@ TABLES: tuple[Table[Any], ...] = (  # Any: each table has its own row type
     AUDIT,
     WORKERS,
     DEATHS,
+    BATCHES,
+    BATCH_ITEMS,
 )
 VIEWS = (
     "answers",
@@ -590,6 +688,8 @@ VIEWS = (
     "run_progress",
     "controls",
     "workers",
+    "batches",
+    "batch_items",
     "worker_deaths",
 )
 

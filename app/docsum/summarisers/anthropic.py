@@ -23,7 +23,7 @@ from functools import lru_cache, partial
 from ipaddress import ip_address
 from typing import Protocol
 from urllib.parse import urlsplit
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import anthropic
 import httpx2
@@ -39,7 +39,7 @@ from docsum.errors import (
     TooLong,
 )
 from docsum.models import Answer, DocumentReference, ExtractedText, Lane, Recipe, Summary, Usage
-from docsum.ports import Clock
+from docsum.ports import Clock, Later
 from docsum.summarisers import chunking, prompt, quality
 from docsum.summarisers.chunking import Gaps, Plan
 from docsum.summarisers.gate import CallGate
@@ -99,11 +99,12 @@ class _Job:
     recipe: Recipe
     lane: Lane
     before_paying: Callable[[], Awaitable[None]]
+    partition: int
     bought: list[Answer] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
-class _Order:
+class Order:
     """One request of a job."""
 
     job: _Job
@@ -168,7 +169,15 @@ class AnthropicSummariser:
         self._queues: dict[str, _Queue] = {}
         self._calls: dict[str, _Call] = {}  # those that were sent, by fingerprint
         self._recent: OrderedDict[str, list[Answer]] = OrderedDict()
-        self.cost_in_flight = Decimal(0)  # US dollars, estimated: of the calls that were not answered yet
+        self._costs: dict[UUID | None, Decimal] = {}  # by run, estimated: of calls that are not answered yet
+
+    def committed(self, run_id: UUID | None) -> Decimal:
+        costs = self._costs
+        return sum(costs.values(), Decimal(0)) if run_id is None else costs.get(run_id, Decimal(0))
+
+    async def pending(self, reference: DocumentReference, partition: int) -> Later | None:
+        """Nothing: a call that is under way is waited for where its answer is needed."""
+        return None
 
     @property
     def in_flight(self) -> int:
@@ -188,6 +197,8 @@ class AnthropicSummariser:
         recipe: Recipe,
         lane: Lane,
         before_paying: Callable[[], Awaitable[None]],
+        *,
+        partition: int = 0,
     ) -> Summary:
         """Cancelling it never cancels a call that has been sent, and its late answer is kept all the same.
 
@@ -195,7 +206,7 @@ class AnthropicSummariser:
         `before_paying` raises.
         """
         self._prices.of(recipe.model)  # refuses an unknown model before it costs anything
-        job = _Job(reference, text, recipe, lane, before_paying)
+        job = _Job(reference, text, recipe, lane, before_paying, partition)
         if text.pdf is not None:
             return await self._as_it_is(job, text.pdf)
         tokens = prompt.estimate_tokens(text.text)
@@ -221,7 +232,7 @@ class AnthropicSummariser:
         return await self._alone(job, prompt.render(job.recipe, job.text.text, _boundary()))
 
     async def _alone(self, job: _Job, request: Request) -> Summary:
-        order = _Order(job, request, self._fingerprint(job, request))
+        order = Order(job, request, self._fingerprint(job, request))
         return _summary(job, await _reviewed(job, await self._in_turn(order)), order.fingerprint)
 
     async def _in_parts(self, job: _Job, most_tokens: int) -> Summary:
@@ -234,7 +245,7 @@ class AnthropicSummariser:
             nodes = _merged(plan, level, nodes, notes)
             notes = await self._notes(job, nodes, gaps)
         request = plan.whole(_present(notes), _boundary())
-        order = _Order(job, request, self._fingerprint(job, request), nodes[-1].number + 1)
+        order = Order(job, request, self._fingerprint(job, request), nodes[-1].number + 1)
         parsed = await _reviewed(job, await self._in_turn(order))
         summary = _summary(job, parsed, order.fingerprint)
         return replace(
@@ -257,14 +268,19 @@ class AnthropicSummariser:
 
         async def read(place: int, node: _Node) -> None:
             async with places:
-                order = _Order(job, node.render(_boundary()), fingerprints[place], node.number)
+                order = Order(job, node.render(_boundary()), fingerprints[place], node.number)
                 try:
                     notes[place] = await self._in_turn(order)
                 except _UNREADABLE as error:
                     gaps.leave_out(node.parts, error)
+                except Later as later:
+                    ordered.extend(later.answers)
 
+        ordered: list[asyncio.Future[None]] = []
         missing = [(place, node) for place, node in enumerate(nodes) if notes[place] is None and node.parts]
         await _together(read(place, node) for place, node in missing)
+        if ordered:
+            raise Later(ordered)
         return notes
 
     async def _foresee(self, job: _Job, node: _Node) -> str:
@@ -278,7 +294,7 @@ class AnthropicSummariser:
         event_id = job.reference.event_id if job.reference.force else ""
         return prompt.fingerprint(request, self._reuse_scope, event_id)
 
-    async def _in_turn(self, order: _Order) -> Parsed:
+    async def _in_turn(self, order: Order) -> Parsed:
         """One delivery at a time for the same text: the next ones find the answer of the first."""
         queue = self._queues.setdefault(order.fingerprint, _Queue())
         queue.users += 1
@@ -290,7 +306,7 @@ class AnthropicSummariser:
             if not queue.users:
                 del self._queues[order.fingerprint]
 
-    async def _obtain(self, order: _Order) -> Parsed:
+    async def _obtain(self, order: Order) -> Parsed:
         if (call := self._calls.get(order.fingerprint)) is not None:
             await asyncio.wait((call,))  # of a delivery that was let go; its answer is as good as any
         known = await self._known(order.fingerprint)
@@ -313,7 +329,7 @@ class AnthropicSummariser:
         answers = (*stored, *self._recent.get(fingerprint, ()))
         return list({answer.request_id: answer for answer in answers}.values())
 
-    async def _buy(self, order: _Order, max_tokens: int) -> tuple[Answer, Parsed | None]:
+    async def _buy(self, order: Order, max_tokens: int) -> tuple[Answer, Parsed | None]:
         """When cancelled it leaves at once: a call that was sent goes on, one that was not is dropped."""
         call = asyncio.create_task(self._call(order, max_tokens))
         try:
@@ -324,7 +340,7 @@ class AnthropicSummariser:
             call.add_done_callback(_forget_failure)
             raise
 
-    async def _call(self, order: _Order, max_tokens: int) -> tuple[Answer, Parsed | None]:
+    async def _call(self, order: Order, max_tokens: int) -> tuple[Answer, Parsed | None]:
         this = asyncio.current_task()
         assert this is not None
         request = order.request
@@ -339,16 +355,19 @@ class AnthropicSummariser:
                 raise
             self._calls[order.fingerprint] = this
             estimate = self._prices.cost(request.model, _expected(request), Lane.LIVE)
-            self.cost_in_flight += estimate
+            run_id = order.job.reference.run_id
+            self._costs[run_id] = self._costs.get(run_id, Decimal(0)) + estimate
             try:
                 answer, parsed = await self._ask(order, max_tokens)
             finally:
                 del self._calls[order.fingerprint]
-                self.cost_in_flight -= estimate
+                self._costs[run_id] -= estimate
+                if not self._costs[run_id]:
+                    del self._costs[run_id]
         permit.used(_prompt_tokens(answer.usage), answer.usage.output_tokens)
         return answer, parsed
 
-    async def _ask(self, order: _Order, max_tokens: int) -> tuple[Answer, Parsed | None]:
+    async def _ask(self, order: Order, max_tokens: int) -> tuple[Answer, Parsed | None]:
         """Sends the request. Whatever comes of it, what was paid for is with the store when this ends."""
         sent_at = self._clock.monotonic()
         try:
@@ -370,11 +389,11 @@ class AnthropicSummariser:
             raise failure from error
         return self._keep(order, reply, sent_at), reply.parsed
 
-    def _lost(self, order: _Order, detail: str) -> Reply:
+    def _lost(self, order: Order, detail: str) -> Reply:
         """In place of the reply to a request that may have been served: estimated, never forgotten."""
         return Reply(f"lost-{uuid4()}", "", _expected(order.request), "lost", detail)
 
-    def _keep(self, order: _Order, reply: Reply, sent_at: float) -> Answer:
+    def _keep(self, order: Order, reply: Reply, sent_at: float) -> Answer:
         answer = Answer(
             fingerprint=order.fingerprint,
             request_id=reply.id,

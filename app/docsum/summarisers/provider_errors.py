@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import timedelta
+from typing import Any
 
 import aiohttp
 import anthropic
@@ -121,6 +123,29 @@ def translate(error: Exception) -> DocsumError:
     if isinstance(error, TimeoutError):
         return kind("The provider did not answer in time (DOCSUM_MODEL__TIMEOUT).")
     return kind(f"The call of the model failed: {error}")
+
+
+#: What became of one request of a batch, by the type of its error; a type that is not here may pass.
+_ITEM_ERRORS: Mapping[str, type[DocsumError]] = {
+    "invalid_request_error": ModelRejectedDocument,
+    "request_too_large": TooLong,
+    "not_found_error": ModelUnknown,
+    "authentication_error": ModelKeyRejected,
+    "permission_error": ModelKeyRejected,
+    "billing_error": ModelAccountBlocked,
+}
+
+
+def translate_item(error: Mapping[str, Any]) -> DocsumError:  # Any: JSON
+    """The error of one request of a batch, `{"type": "error", "error": {"type", "message"}, ...}`."""
+    inner = error.get("error") or {}
+    said, kind = (
+        str(inner.get("message", "")).strip(),
+        _ITEM_ERRORS.get(str(inner.get("type")), ModelFaltered),
+    )
+    if kind is ModelRejectedDocument:
+        kind = next((found for phrase, found in _PHRASES if phrase in said.lower()), kind)
+    return kind(f"The provider answered a request of a batch with {inner.get('type')}: {said[:300]}")
 
 
 def reply_lost(error: BaseException) -> bool:

@@ -1,0 +1,616 @@
+"""The batch lane: requests at half the price, answered within a day, bought once whatever is killed.
+
+    collect -> submit -> poll -> apply
+
+The lane holds references, never texts. A delivery whose answer is not there is set aside (`Later`): its
+request goes into the spool of its partition, and when the answer is in the ledger the delivery is worked
+anew, as any other, and finds it there. Offsets stay uncommitted meanwhile, also for days, so that a kill
+loses nothing.
+
+What was bought is durable before the money: a row for the batch, under an id of ours that begins the id of
+every item, and a row for every item. A batch belongs to one partition, so that after a rebalance exactly one
+new owner adopts it. Nobody knows whether a batch exists whose create reply was lost: it is looked for among
+the provider's batches until one of them is ours, and only when none has been for a while are its items asked
+again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import json
+import secrets
+import tempfile
+import time
+from collections import Counter, defaultdict
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import Any, BinaryIO, Protocol
+from uuid import UUID
+
+import anthropic
+import httpx2
+import structlog
+
+from docsum.errors import DocsumError, ModelFaltered, StoreError, TooLong
+from docsum.models import (
+    Answer,
+    Batch,
+    BatchItem,
+    BatchState,
+    ControlState,
+    Lane,
+    Rows,
+    Run,
+    Usage,
+)
+from docsum.ports import Clock, Later
+from docsum.summarisers import prompt
+from docsum.summarisers.prices import Prices
+from docsum.summarisers.provider_errors import reply_lost, translate, translate_item
+
+log = structlog.get_logger(__name__)
+
+MAX_BYTES = 16_000_000  # of a create's body; the API takes 256 MB, which no worker should hold
+_CREATE_TIMEOUT = 120.0  # seconds
+_FRESH = 5.0  # seconds from the moment when an intent is durable to the one when its request leaves
+_CLOCKS_DIFFER = timedelta(minutes=5)  # ours and the provider's
+_DURABLE_AT_ONCE = 100  # answers
+_READINGS = 3  # of results that lack some of the items
+_LOOK_AGAIN = 1.0  # seconds
+_WAIT = timedelta(seconds=10)  # after a refusal that does not say how long
+
+Json = Any
+
+
+class BatchStore(Protocol):
+    """The part of `SummaryStore` that the lane writes to."""
+
+    async def add_batch(self, batch: Batch, items: Sequence[BatchItem]) -> None: ...
+
+    async def save_batch(self, batch: Batch) -> None: ...
+
+    async def open_batches(
+        self, partitions: Collection[int]
+    ) -> Sequence[tuple[Batch, Sequence[BatchItem]]]: ...
+
+    async def provider_batches(self, since: datetime) -> Mapping[str, str]: ...
+
+    async def run(self, run_id: UUID) -> Run | None: ...
+
+    async def write(self, rows: Rows) -> None: ...
+
+
+@dataclass(slots=True)
+class _Order:
+    """An item, and the deliveries that wait for it."""
+
+    item: BatchItem
+    cost: Decimal  # US dollars, estimated
+    answered: asyncio.Future[None]
+
+
+@dataclass(slots=True)
+class _Spool:
+    """What a partition collects: the bodies in a file, the rest in memory."""
+
+    begun: float  # by the monotonic clock, as the next one
+    grown: float
+    file: BinaryIO
+    orders: list[_Order] = field(default_factory=list)
+    bytes: int = 0
+
+
+@dataclass(slots=True)
+class _Open:
+    """A batch that was sent, perhaps."""
+
+    batch: Batch
+    orders: dict[str, _Order]  # by custom id
+    look_at: float = 0.0  # by the monotonic clock: not earlier
+    readings: int = 0
+    strangers: set[str] = field(default_factory=set)  # batches that look like it and are not
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """When a batch is sent, and how often is looked."""
+
+    max_requests: int = 1_000
+    max_age: timedelta = timedelta(minutes=10)
+    quiet: timedelta = timedelta(seconds=30)  # nothing more has come for so long
+    poll: timedelta = timedelta(seconds=30)
+    doubt: timedelta = timedelta(minutes=10)
+
+
+class BatchLane:
+    """All batches of one worker. `run` does the work; `find` and `order` are asked by deliveries."""
+
+    def __init__(
+        self,
+        client: anthropic.AsyncAnthropic,
+        store: BatchStore,
+        clock: Clock,
+        prices: Prices,
+        limits: Limits,
+        *,
+        owned: Callable[[], frozenset[int]],
+        wanted: Callable[[UUID | None], Awaitable[bool]],
+        answered: Callable[[str], None] = lambda model: None,
+    ) -> None:
+        """`owned`: partition numbers of this worker; `wanted`: whether a run still wants to buy;
+        `answered` is told of a model that has answered."""
+        self._client = client
+        self._store = store
+        self._clock = clock
+        self._prices = prices
+        self._limits = limits
+        self._owned = owned
+        self._wanted = wanted
+        self._answered = answered
+        self._orders: dict[str, _Order] = {}  # by fingerprint
+        self._documents: dict[tuple[str, int], set[str]] = defaultdict(
+            set
+        )  # fingerprints of a document's version
+        self._failures: dict[str, DocsumError] = {}  # of items, until their delivery asks
+        self._spools: dict[int, _Spool] = {}
+        self._open: dict[str, _Open] = {}
+        self._adopted: frozenset[int] = frozenset()
+        self._rest_until = 0.0
+        self._sending = asyncio.Lock()
+        self._hold = ""  # why nothing is sent at the moment, one sentence
+
+    def __str__(self) -> str:
+        """What a person wants to know: what is collected, what is open, what is wrong."""
+        collected = sum(len(spool.orders) for spool in self._spools.values())
+        waiting = sum(each.batch.size for each in self._open.values())
+        doubtful = sum(each.batch.state is BatchState.IN_DOUBT for each in self._open.values())
+        parts = [f"{len(self._open)} batches open with {waiting} requests", f"{collected} collected"]
+        if doubtful:
+            parts.append(f"{doubtful} in doubt")
+        return ", ".join((*parts, self._hold)[: len(parts) + bool(self._hold)])
+
+    async def settled(self, timeout: timedelta) -> None:
+        """Returns when no create is under way, or after that time."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout.total_seconds()), self._sending:
+                pass
+
+    # -- what deliveries ask -----------------------------------------------------------------------------
+
+    async def find(self, partition: int, document_id: str, version: int) -> Later | None:
+        """What a version of a document waits for already: it need not be fetched for that.
+
+        Returns when it is known what an earlier owner of the partition has bought.
+        """
+        while partition not in self._adopted and partition in self._owned():
+            await self._clock.sleep(0.1)
+        waiting = [self._orders[name].answered for name in self._documents.get((document_id, version), ())]
+        return Later(waiting) if waiting else None
+
+    def order(self, partition: int, item: BatchItem, params: Json) -> Later:
+        """A request for the next batch of the partition, or the one that is on its way with the same text.
+
+        Raises what the provider said of this item before.
+        """
+        if failure := self._failures.pop(item.fingerprint, None):
+            raise failure
+        if (order := self._orders.get(item.fingerprint)) is None:
+            order = self._orders[item.fingerprint] = self._order_of(item)
+            self._collect(partition, order, params)
+        self._documents[item.document_id, item.version].add(item.fingerprint)
+        return Later([order.answered])
+
+    def committed(self, run_id: UUID | None) -> Decimal:
+        """US dollars, estimated, of what was ordered and is not answered; None: of all runs."""
+        orders = self._orders.values()
+        return sum((each.cost for each in orders if run_id in (None, each.item.run_id)), Decimal(0))
+
+    def _collect(self, partition: int, order: _Order, params: Json) -> None:
+        line = json.dumps(params).encode() + b"\n"
+        spool = self._spools.get(partition)
+        if spool is None:
+            file = tempfile.TemporaryFile(prefix="docsum-batch-")  # noqa: SIM115 - closed when it was sent
+            now = self._clock.monotonic()
+            spool = self._spools[partition] = _Spool(now, now, file)
+        spool.grown = self._clock.monotonic()
+        spool.file.write(line)
+        spool.orders.append(order)
+        spool.bytes += len(line)
+
+    def _order_of(self, item: BatchItem) -> _Order:
+        cost = self._prices.cost(item.model, Usage(item.input_tokens, item.output_tokens), Lane.BATCH)
+        return _Order(item, cost, asyncio.get_running_loop().create_future())
+
+    # -- the work ----------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """For ever; to be cancelled."""
+        try:
+            while True:
+                try:
+                    await self._turn()
+                except StoreError as error:
+                    self._hold = str(error)
+                await self._clock.sleep(min(_LOOK_AGAIN, self._limits.poll.total_seconds()))
+        finally:
+            for spool in self._spools.values():
+                spool.file.close()
+
+    async def _turn(self) -> None:
+        await self._adopt()
+        for partition in [*self._spools]:
+            if self._is_due(self._spools[partition]):
+                await self._submit(partition)
+        for each in [*self._open.values()]:
+            if each.look_at <= self._clock.monotonic():
+                await self._look(each)
+
+    async def _adopt(self) -> None:
+        """Batches of partitions that are new here are ours from now on, those of others are not any more."""
+        owned = self._owned()
+        for partition in self._adopted - owned:
+            self._let_go(partition)
+        self._adopted &= owned
+        if not (fresh := owned - self._adopted):
+            return
+        for found, items in await self._store.open_batches(fresh):
+            batch = found
+            if batch.intent in self._open:
+                continue
+            if batch.state is BatchState.SUBMITTING:  # its owner ended in between
+                batch = await self._saved(batch, BatchState.IN_DOUBT, detail="its worker ended")
+            orders = {}
+            for item in items:
+                order = self._orders.setdefault(item.fingerprint, self._order_of(item))
+                orders[item.custom_id] = order
+                self._documents[item.document_id, item.version].add(item.fingerprint)
+            self._open[batch.intent] = _Open(batch, orders)
+        self._adopted |= fresh
+        if self._open:
+            log.info("batches adopted", action="batch", partitions=sorted(fresh), open=len(self._open))
+
+    def _let_go(self, partition: int) -> None:
+        if spool := self._spools.pop(partition, None):
+            spool.file.close()
+            self._forget(spool.orders)
+        for each in [each for each in self._open.values() if each.batch.partition == partition]:
+            del self._open[each.batch.intent]
+            self._forget(each.orders.values())
+
+    def _forget(self, orders: Iterable[_Order]) -> None:
+        """They are answered, or somebody else's: whoever waits asks again."""
+        for order in orders:
+            if self._orders.get(order.item.fingerprint) is order:
+                del self._orders[order.item.fingerprint]
+            if not order.answered.done():
+                order.answered.set_result(None)
+        gone = {order.item.fingerprint for order in orders}
+        for key in [key for key, names in self._documents.items() if names & gone]:
+            self._documents[key] -= gone
+            if not self._documents[key]:
+                del self._documents[key]
+
+    def _is_due(self, spool: _Spool) -> bool:
+        now, limits = self._clock.monotonic(), self._limits
+        if now < self._rest_until:
+            return False
+        if now - spool.grown >= limits.quiet.total_seconds():
+            return True
+        old = now - spool.begun >= limits.max_age.total_seconds()
+        return old or len(spool.orders) >= limits.max_requests or spool.bytes >= MAX_BYTES
+
+    # -- submitting --------------------------------------------------------------------------------------
+
+    async def _submit(self, partition: int) -> None:
+        """Sends what was collected, in parts that are small enough. What is not sent is asked again."""
+        spool = self._spools.pop(partition)
+        unsent = dict.fromkeys(map(id, spool.orders))
+        try:
+            # Much may have been asked for while they were collected.
+            runs = {order.item.run_id for order in spool.orders}
+            wanted = {run_id: await self._wanted(run_id) for run_id in runs}
+            spool.file.seek(0)
+            lines = zip(spool.orders, spool.file, strict=True)
+            for part in _parts(
+                ((order, line) for order, line in lines if wanted[order.item.run_id]),
+                self._limits.max_requests,
+            ):
+                await self._buy(partition, part)
+                for order, _ in part:
+                    del unsent[id(order)]
+        finally:
+            spool.file.close()
+            self._forget([order for order in spool.orders if id(order) in unsent])
+
+    async def _buy(self, partition: int, part: Sequence[tuple[_Order, bytes]]) -> None:
+        now, intent = self._clock.now(), secrets.token_hex(6)
+        batch = Batch(intent, partition, BatchState.SUBMITTING, len(part), now, now)
+        for order, _ in part:
+            name = custom_id(intent, order.item.fingerprint)
+            order.item = replace(order.item, intent=intent, custom_id=name)
+        each = _Open(batch, {order.item.custom_id: order for order, _ in part})
+        await self._store.add_batch(batch, [order.item for order, _ in part])
+        durable_at = _boot_time()
+        if partition not in self._owned() or _boot_time() - durable_at > _FRESH:
+            await self._give_back(each, BatchState.ABANDONED, "the partition went to another worker")
+            return
+        self._open[intent] = each
+        async with self._sending:
+            await self._send(each, part)
+
+    async def _send(self, each: _Open, part: Sequence[tuple[_Order, bytes]]) -> None:
+        try:
+            async with asyncio.timeout(_CREATE_TIMEOUT):
+                response = await self._client.post(
+                    "/v1/messages/batches",
+                    content=_body(part),
+                    cast_to=httpx2.Response,
+                    options={"headers": {"Content-Type": "application/json"}},
+                )
+            created = str(json.loads(response.content)["id"])
+        except (anthropic.AnthropicError, httpx2.HTTPError, TimeoutError, ValueError, LookupError) as error:
+            await self._not_created(each, error)
+            return
+        await self._submitted(each, created)
+
+    async def _not_created(self, each: _Open, error: Exception) -> None:
+        if not _is_refused(error):
+            each.look_at = self._clock.monotonic() + self._limits.poll.total_seconds()
+            each.batch = await self._saved(each.batch, BatchState.IN_DOUBT, detail=type(error).__name__)
+            return
+        failure = translate(error)
+        await self._give_back(each, BatchState.REJECTED, str(failure))
+        if isinstance(failure, TooLong) and len(each.orders) > 1:
+            self._limits = replace(self._limits, max_requests=max(1, len(each.orders) // 2))
+        wait = getattr(failure, "retry_after", None) or _WAIT
+        self._rest_until = self._clock.monotonic() + wait.total_seconds()
+        self._hold = str(failure)
+
+    async def _submitted(self, each: _Open, provider_id: str) -> None:
+        self._hold = ""
+        each.batch = replace(each.batch, provider_id=provider_id)
+        each.batch = await self._saved(each.batch, BatchState.SUBMITTED)
+        each.look_at = self._clock.monotonic() + self._limits.poll.total_seconds()
+        log.info(
+            "batch submitted",
+            action="batch",
+            batch=each.batch.intent,
+            provider_id=provider_id,
+            partition=each.batch.partition,
+            items=each.batch.size,
+        )
+
+    async def _give_back(self, each: _Open, state: BatchState, detail: str) -> None:
+        """It does not exist: its items are asked again by their deliveries."""
+        each.batch = await self._saved(each.batch, state, detail=detail)
+        self._open.pop(each.batch.intent, None)
+        self._forget(each.orders.values())
+        log.warning("batch not made", action="batch", batch=each.batch.intent, state=state, message=detail)
+
+    async def _saved(self, batch: Batch, state: BatchState, **changes: Any) -> Batch:
+        batch = replace(batch, state=state, changed_at=self._clock.now(), **changes)
+        await self._store.save_batch(batch)
+        return batch
+
+    # -- polling -----------------------------------------------------------------------------------------
+
+    async def _look(self, each: _Open) -> None:
+        each.look_at = self._clock.monotonic() + self._limits.poll.total_seconds()
+        try:
+            if each.batch.provider_id:
+                found = await self._client.messages.batches.retrieve(each.batch.provider_id)
+                if found.processing_status == "ended":
+                    await self._apply(each)
+                elif found.cancel_initiated_at is None and await self._is_cancelled(each):
+                    await self._client.messages.batches.cancel(each.batch.provider_id)
+                    log.info("batch cancelled with its run", action="batch", batch=each.batch.intent)
+            else:
+                await self._resolve(each)
+        except anthropic.NotFoundError:
+            pass  # a young one; an old one that is gone is told by its results
+        except (anthropic.AnthropicError, httpx2.HTTPError, TimeoutError) as error:
+            self._hold = str(translate(error)) if isinstance(error, anthropic.AnthropicError) else str(error)
+            log.warning(
+                "could not look at a batch", action="batch", batch=each.batch.intent, error=repr(error)
+            )
+
+    async def _is_cancelled(self, each: _Open) -> bool:
+        """Whether all of it was for one run, which was cancelled."""
+        runs = {order.item.run_id for order in each.orders.values()}
+        if len(runs) != 1 or (run_id := runs.pop()) is None:
+            return False
+        run = await self._store.run(run_id)
+        return run is not None and run.wanted is ControlState.CANCELLED
+
+    async def _resolve(self, each: _Open) -> None:
+        """Was it created? Among the provider's batches of that time, one whose first result is ours."""
+        began = each.batch.created_at
+        known = await self._store.provider_batches(began - _CLOCKS_DIFFER)
+        if name := next((name for name, intent in known.items() if intent == each.batch.intent), None):
+            await self._submitted(each, name)  # its former owner has heard of it after all
+            return
+        waiting = False
+        async for found in self._client.messages.batches.list(limit=100):
+            if found.created_at < began - _CLOCKS_DIFFER:
+                break
+            counts = found.request_counts
+            size = counts.processing + counts.succeeded + counts.errored + counts.canceled + counts.expired
+            if size != each.batch.size or found.id in known or found.id in each.strangers:
+                continue
+            if found.processing_status != "ended":
+                waiting = True
+            elif await self._is_ours(found.id, each):
+                log.info("batch found again", action="batch", batch=each.batch.intent, provider_id=found.id)
+                await self._submitted(each, found.id)
+                return
+            else:
+                each.strangers.add(found.id)
+        doubtful_for = self._clock.now() - each.batch.changed_at
+        if not waiting and doubtful_for > self._limits.doubt:
+            await self._give_back(each, BatchState.ABANDONED, "it was never created")
+
+    async def _is_ours(self, provider_id: str, each: _Open) -> bool:
+        async for line in self._results(provider_id):
+            return str(line["custom_id"]).startswith(f"{each.batch.intent}-")
+        return False
+
+    # -- applying ----------------------------------------------------------------------------------------
+
+    async def _apply(self, each: _Open) -> None:
+        """Every answer into the ledger, then the batch is done with, then its deliveries go on."""
+        ends: dict[str, str] = {}  # by custom id
+        cost, ready = Decimal(0), []
+        async for line in self._results(each.batch.provider_id):
+            order, result = each.orders.get(line["custom_id"]), line["result"]
+            if order is None:
+                log.error("a result that nobody asked for", action="batch", custom_id=line["custom_id"])
+                continue
+            if line["custom_id"] not in ends and result["type"] == "succeeded":
+                answer = self._answer(order.item, result["message"])
+                cost += answer.cost
+                ready.append(answer)
+            elif result["type"] == "errored":
+                self._note_failure(order.item, result["error"])
+            ends[line["custom_id"]] = result["type"]
+            if len(ready) >= _DURABLE_AT_ONCE:
+                await self._store.write(Rows(answers=tuple(ready)))
+                ready = []
+        missing = [order for name, order in each.orders.items() if name not in ends]
+        if missing and each.readings < _READINGS:
+            each.readings += 1
+            return
+        ready += [self._lost(order) for order in missing]
+        if ready:
+            await self._store.write(Rows(answers=tuple(ready)))
+        counts = Counter(ends.values())
+        each.batch = await self._saved(
+            each.batch,
+            BatchState.APPLIED,
+            ended_at=self._clock.now(),
+            succeeded=counts["succeeded"],
+            errored=counts["errored"],
+            canceled=counts["canceled"],
+            expired=counts["expired"],
+            missing=len(missing),
+            cost=cost,
+        )
+        for model in {
+            order.item.model for name, order in each.orders.items() if ends.get(name) == "succeeded"
+        }:
+            self._answered(model)
+        del self._open[each.batch.intent]
+        self._forget(each.orders.values())
+        log.info("batch applied", action="batch", batch=each.batch.intent, missing=len(missing), **counts)
+
+    async def _results(self, provider_id: str) -> AsyncIterator[Mapping[str, Json]]:
+        """Line by line, as plain objects: the SDK's models would double the work."""
+        response = await self._client.get(
+            f"/v1/messages/batches/{provider_id}/results",
+            cast_to=httpx2.Response,
+            options={"headers": {"Accept": "application/x-jsonl"}},
+            stream=False,
+        )
+        async for text in response.aiter_lines():
+            if text.strip():
+                yield json.loads(text)
+
+    def _answer(self, item: BatchItem, message: Json) -> Answer:
+        reply = prompt.read_message(message)
+        return Answer(
+            fingerprint=item.fingerprint,
+            request_id=reply.id,
+            model=item.model,
+            raw=reply.text,
+            usage=reply.usage,
+            cost=self._prices.cost(item.model, reply.usage, Lane.BATCH),
+            price_version=self._prices.version,
+            status=reply.status,
+            answered_at=self._clock.now(),
+            latency_ms=0,
+            document_id=item.document_id,
+            run_id=item.run_id,
+            chunk=item.chunk,
+            lane=Lane.BATCH,
+            detail=reply.detail,
+        )
+
+    def _lost(self, order: _Order) -> Answer:
+        """In place of a result that never came: it may have been paid for."""
+        item = order.item
+        return Answer(
+            fingerprint=item.fingerprint,
+            request_id=f"lost-{item.custom_id}",
+            model=item.model,
+            raw="",
+            usage=Usage(item.input_tokens, item.output_tokens),
+            cost=order.cost,
+            price_version=self._prices.version,
+            status="lost",
+            answered_at=self._clock.now(),
+            latency_ms=0,
+            document_id=item.document_id,
+            run_id=item.run_id,
+            chunk=item.chunk,
+            lane=Lane.BATCH,
+            detail="no result",
+        )
+
+    def _note_failure(self, item: BatchItem, error: Mapping[str, Json]) -> None:
+        """What is this document's own, or the account's, its delivery is told; the rest is asked again."""
+        failure = translate_item(error)
+        if not isinstance(failure, ModelFaltered):
+            self._failures[item.fingerprint] = failure
+
+
+def _parts(lines: Iterable[tuple[_Order, bytes]], most: int) -> Iterator[list[tuple[_Order, bytes]]]:
+    """In order, at most so many and MAX_BYTES in each."""
+    part: list[tuple[_Order, bytes]] = []
+    size = 0
+    for order, line in lines:
+        if part and (len(part) == most or size + len(line) > MAX_BYTES):
+            yield part
+            part, size = [], 0
+        part.append((order, line))
+        size += len(line)
+    if part:
+        yield part
+
+
+def _body(part: Sequence[tuple[_Order, bytes]]) -> bytes:
+    """Of a create: the bodies are JSON already."""
+    requests = (
+        b'{"custom_id":"%s","params":%s}' % (order.item.custom_id.encode(), line) for order, line in part
+    )
+    return b'{"requests":[%s]}' % b",".join(requests)
+
+
+def custom_id(intent: str, fingerprint: str) -> str:
+    """Valid at the API by construction, the same for the same request, and it says whose it is."""
+    digest = hashlib.sha256(fingerprint.encode()).digest()
+    return f"{intent}-{base64.b32encode(digest).decode()[:40].lower()}"
+
+
+def _is_refused(error: Exception) -> bool:
+    """Whether the provider has said that it made nothing."""
+    if isinstance(error, anthropic.APIStatusError):
+        return 400 <= error.status_code < 500 and error.status_code not in (408, 409, 499)
+    return isinstance(error, anthropic.AnthropicError) and not reply_lost(error)
+
+
+def _boot_time() -> float:
+    """Seconds that go on while the machine sleeps; a frozen process cannot be late without noticing."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()

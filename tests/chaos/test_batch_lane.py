@@ -1,0 +1,99 @@
+"""The batch lane, end to end: a group of its own, half the price, and kills that cost nothing but time."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import urllib.request
+from collections import Counter
+from datetime import timedelta
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+
+from docsum.kafka.admin import KafkaAdmin
+from docsum.models import Batch, Lane
+from docsum.settings import Batch as BatchSettings
+from docsum.stores.clickhouse import ClickHouseStore
+from tests.support.broker import Broker
+from tests.support.deployment import Fleet, ModelServer, until
+from tests.support.engine import Engine
+from tests.support.texts import write_documents
+
+COUNT, KILLS = 240, 6
+BATCH = BatchSettings(
+    max_requests=10,
+    quiet=timedelta(seconds=1),
+    poll=timedelta(seconds=0.5),
+    doubt=timedelta(seconds=5),
+)
+
+
+def batches_of(fleet: Fleet) -> list[Batch]:
+    return list(fleet.ask(lambda store: store.batches(limit=10_000)))
+
+
+@pytest.mark.timeout(600)
+def test_workers_of_the_batch_lane_are_killed_and_nothing_is_lost_or_bought_twice(
+    tmp_path: Path, broker: Broker, engine: Engine
+) -> None:
+    model = ModelServer(tmp_path / "model", "--fast", "--batch-time=2..12")
+    fleet = Fleet(tmp_path, broker, engine, model, batch=BATCH)
+    names = ("batch-1", "batch-2")
+    chance = random.Random(11)
+    try:
+        for name in names:
+            fleet.start_worker(name, "docsum", "--lane=batch")
+        until(lambda: all(map(fleet.is_member, names)), 60, "the workers are members")
+        write_documents(tmp_path / "documents", COUNT)
+        run_id = fleet.announce(str(tmp_path / "documents"), "--lane=batch")
+        for _ in range(KILLS):
+            before = states(fleet)
+            until(lambda before=before: states(fleet) != before, 120, "a batch goes on")  # type: ignore[misc]
+            name = chance.choice(names)
+            fleet.workers[name].kill()
+            fleet.workers[name].wait(20)
+            fleet.start_worker(name, "docsum", "--lane=batch")
+        until(lambda: progress(fleet, run_id) == 0, 300, "nothing remains")
+        assert fleet.counts(run_id) == {"done": COUNT}
+        judge(fleet, model)
+    finally:
+        fleet.close()
+        model.close()
+
+
+def states(fleet: Fleet) -> Counter[str]:
+    """What is killed may be anything from before the first batch to after the last."""
+    return Counter(batch.state.value for batch in batches_of(fleet))
+
+
+def progress(fleet: Fleet, run_id: str) -> int:
+    return fleet.ask(lambda store: store.progress(UUID(run_id))).remaining
+
+
+def judge(fleet: Fleet, model: ModelServer) -> None:
+    """The bill beside the ledger, call by call; every batch reconciled; everything committed."""
+    with urllib.request.urlopen(f"{model.url}/_billing?entries=1", timeout=60) as answer:
+        billed = [json.loads(line) for line in answer.read().splitlines()]
+    assert {entry["service_tier"] for entry in billed} == {"batch"}
+    again = {name: times for name, times in Counter(e["fingerprint"] for e in billed).items() if times > 1}
+    assert not again
+    assert len(billed) == COUNT
+
+    async def stored(store: ClickHouseStore) -> set[str]:
+        return {row[0] for row in await store._query("SELECT request_id FROM answers WHERE lane = 'batch'")}
+
+    assert fleet.ask(stored) == {entry["request_id"].replace("req_", "msg_", 1) for entry in billed}
+    for batch in batches_of(fleet):
+        ends = batch.succeeded + batch.errored + batch.canceled + batch.expired + batch.missing
+        assert not batch.state.is_open
+        assert ends == (batch.size if batch.provider_id else 0), batch
+    admin, kafka = KafkaAdmin(fleet.settings.kafka), fleet.settings.kafka
+
+    def lag() -> int:
+        found = asyncio.run(admin.lag(kafka.batch_group_id, fleet.topology, Lane.BATCH))
+        return sum(place.lag for place in found)
+
+    until(lambda: lag() == 0, 30, "committed to the end")

@@ -1,0 +1,486 @@
+"""The batch lane through the real SDK, against the local model server with its faults and billing ledger."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import aiohttp
+import anthropic
+import pytest
+
+from docsum.errors import ModelAccountBlocked, ModelRefused, ModelRejectedDocument
+from docsum.local.extractive import ExtractiveModel
+from docsum.local.model_latency import Latency
+from docsum.local.model_server import Options, serving
+from docsum.models import (
+    Answer,
+    BatchState,
+    Control,
+    ControlState,
+    DocumentReference,
+    ExtractedText,
+    Lane,
+    Recipe,
+    Run,
+    RunState,
+    Summary,
+)
+from docsum.ports import Later, SystemClock
+from docsum.settings import Model
+from docsum.stores.memory import MemoryStore
+from docsum.summarisers.anthropic import make_client
+from docsum.summarisers.batched import BatchSummariser
+from docsum.summarisers.batches import BatchLane, Limits, custom_id
+from docsum.summarisers.gate import CallGate
+from docsum.summarisers.prices import Prices
+from tests.support.fakes import START, reference
+from tests.support.waiting import eventually
+
+RECIPE, PRICES = Recipe("claude-haiku-5-5", words=40), Prices.load()
+LIMITS = Limits(
+    max_requests=4,
+    quiet=timedelta(seconds=0.2),
+    poll=timedelta(seconds=0.05),
+    doubt=timedelta(seconds=1),
+)
+
+
+class Store(MemoryStore):
+    """Fails where it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fails: set[str] = set()
+
+
+@dataclass
+class Bench:
+    """A model server whose batches take an hour of its clock, and workers of the batch lane."""
+
+    url: str
+    client: anthropic.AsyncAnthropic
+    http: aiohttp.ClientSession
+    store: Store = field(default_factory=Store)
+    wanted: set[UUID | None] = field(default_factory=lambda: {None})
+    workers: list[Worker] = field(default_factory=list)
+
+    def worker(self, *owned: int, limits: Limits = LIMITS) -> Worker:
+        made = Worker(self, frozenset(owned or (0,)), limits)
+        self.workers.append(made)
+        return made
+
+    async def fault(self, endpoint: str, **rule: Any) -> None:
+        match = {"endpoint": endpoint, **rule.pop("match", {})}
+        async with self.http.put(f"{self.url}/_faults", json=[{"match": match, **rule}]) as response:
+            assert response.status == 200, await response.text()
+
+    async def pass_time(self, seconds: float = 3600) -> None:
+        async with self.http.post(f"{self.url}/_clock", json={"advance": seconds}) as response:
+            assert response.status == 200
+
+    async def billed(self) -> int:
+        async with self.http.get(f"{self.url}/_billing") as response:
+            return int((await response.json())["accepted"])
+
+    async def batches(self) -> int:
+        return len([each async for each in self.client.messages.batches.list()])
+
+    @property
+    def states(self) -> list[str]:
+        return sorted(each.state.value for each in self.store.batch_rows.values())
+
+    @property
+    def answers(self) -> list[Answer]:
+        return list(self.store._answers.values())
+
+
+class Worker:
+    """What a worker process does with deliveries of the lane: asks, is told Later, asks again."""
+
+    def __init__(self, bench: Bench, owned: frozenset[int], limits: Limits) -> None:
+        self.bench, self.owned = bench, owned
+        clock = SystemClock()
+        self.lane = BatchLane(
+            bench.client,
+            bench.store,
+            clock,
+            PRICES,
+            limits,
+            owned=lambda: self.owned,
+            wanted=self._wanted,
+        )
+        self.summariser = BatchSummariser(
+            bench.client,
+            CallGate(8, clock),
+            bench.store,
+            clock,
+            PRICES,
+            timeout=timedelta(seconds=5),
+            batches=self.lane,
+        )
+        self._run = asyncio.create_task(self.lane.run())
+        self._deliveries: list[asyncio.Task[Summary]] = []
+        self.set_aside = 0
+
+    async def _wanted(self, run_id: UUID | None) -> bool:
+        return run_id in self.bench.wanted
+
+    def kill(self) -> None:
+        for task in (*self._deliveries, self._run):
+            task.cancel()
+
+    async def ended(self) -> None:
+        self.kill()
+        await asyncio.gather(*self._deliveries, self._run, return_exceptions=True)
+
+    async def summarise(self, number: int, text: str = "", partition: int = 0, **changes: Any) -> Summary:
+        """As a delivery does: looks whether it waits already, asks, waits, asks again."""
+        event = replace(reference(document_id=f"doc-{number}"), **changes)
+        extracted = ExtractedText(text or f"Report {number}. The harbour was dredged in May.", "text/plain")
+        while True:
+            try:
+                return await self._ask(event, extracted, partition)
+            except Later as later:
+                self.set_aside += 1
+                there = asyncio.Event()
+                later.then(there.set)
+                await there.wait()
+
+    async def _ask(self, event: DocumentReference, text: ExtractedText, partition: int) -> Summary:
+        if later := await self.summariser.pending(event, partition):
+            raise later
+        return await self.summariser.summarise(event, text, RECIPE, Lane.BATCH, _nothing, partition=partition)
+
+    def start(self, *numbers: int, **changes: Any) -> list[asyncio.Task[Summary]]:
+        tasks = [asyncio.create_task(self.summarise(number, **changes)) for number in numbers]
+        self._deliveries += tasks
+        return tasks
+
+
+async def _nothing() -> None:
+    pass
+
+
+@pytest.fixture(scope="module")
+def extracts() -> ExtractiveModel:
+    return ExtractiveModel()
+
+
+Start = Callable[..., Awaitable[Bench]]
+
+
+@pytest.fixture
+async def start(tmp_path: Path, extracts: ExtractiveModel) -> AsyncIterator[Start]:
+    async with contextlib.AsyncExitStack() as stack:
+        made: list[Bench] = []
+
+        async def started(seconds: str = "3600") -> Bench:
+            options = Options(tmp_path, fast=True, batch_time=Latency.parse(seconds))
+            url = await stack.enter_async_context(serving(options, extracts))
+            client = await stack.enter_async_context(make_client(Model(base_url=url), 8))
+            http = await stack.enter_async_context(aiohttp.ClientSession())
+            made.append(Bench(url, client, http))
+            return made[-1]
+
+        yield started
+        for bench in made:
+            for worker in bench.workers:
+                await worker.ended()
+
+
+def a_run() -> Run:
+    return Run(UUID(int=0), "a run", "/docs", RECIPE, Lane.BATCH, RunState.PUBLISHED, START, START)
+
+
+async def submitted(bench: Bench, count: int = 1) -> None:
+    await eventually(lambda: bench.states.count("submitted") >= count)
+
+
+async def test_documents_wait_for_a_batch_and_cost_half(start: Start) -> None:
+    bench = await start()
+    worker = bench.worker()
+    waiting = worker.start(*range(6))
+    await submitted(bench, 2)  # of four and of two
+    assert worker.lane.committed(None) > 0
+    assert await bench.billed() == 0
+    await bench.pass_time()
+    summaries = await asyncio.gather(*waiting)
+    assert {summary.reused for summary in summaries} == {True}  # bought by the lane, found by the delivery
+    assert bench.states == ["applied", "applied"]
+    assert sum(each.succeeded for each in bench.store.batch_rows.values()) == 6
+    assert {answer.lane for answer in bench.answers} == {Lane.BATCH}
+    live = [PRICES.cost(answer.model, answer.usage, Lane.LIVE) for answer in bench.answers]
+    assert sum(answer.cost for answer in bench.answers) * 2 == sum(live)
+    assert await bench.billed() == 6
+    assert worker.lane.committed(None) == 0
+
+
+async def test_the_same_text_is_bought_once(start: Start) -> None:
+    bench = await start()
+    worker = bench.worker()
+    waiting = [
+        *worker.start(1, text="The same text for all."),
+        *worker.start(2, 3, text="The same text for all."),
+    ]
+    await submitted(bench)
+    await bench.pass_time()
+    await asyncio.gather(*waiting)
+    assert await bench.billed() == 1
+    await worker.summarise(4, text="The same text for all.")
+    assert await bench.billed() == 1
+
+
+async def test_a_long_document_is_read_in_one_batch_and_summarised_in_the_next(start: Start) -> None:
+    bench = await start()
+    worker = bench.worker(limits=replace(LIMITS, max_requests=100))
+    recipe = replace(RECIPE, single_shot_tokens=1_000)
+    text = "\n\n".join(f"# Chapter {n}\n\n" + f"The harbour number {n} was dredged. " * 60 for n in range(8))
+    event = reference(document_id="long")
+
+    async def work() -> Summary:
+        while True:
+            try:
+                return await worker.summariser.summarise(
+                    event, ExtractedText(text, "text/plain"), recipe, Lane.BATCH, _nothing
+                )
+            except Later as later:
+                there = asyncio.Event()
+                later.then(there.set)
+                await there.wait()
+
+    waiting = asyncio.create_task(work())
+    while not waiting.done():
+        await bench.pass_time()
+        await asyncio.wait({waiting}, timeout=0.2)
+    summary = await waiting
+    assert summary.chunks > 2
+    sizes = [each.size for each in sorted(bench.store.batch_rows.values(), key=lambda b: b.created_at)]
+    assert sizes[0] == summary.chunks
+    assert sizes[-1] == 1
+
+
+# -- killed at each step -------------------------------------------------------------------------------------
+
+
+async def test_killed_while_collecting_nothing_was_bought(start: Start) -> None:
+    bench = await start("0")
+    first = bench.worker(limits=replace(LIMITS, quiet=timedelta(hours=1)))
+    first.start(1)
+    await eventually(lambda: first.set_aside == 1)
+    first.kill()
+    await bench.worker().summarise(1)
+    assert await bench.billed() == 1
+    assert await bench.batches() == 1
+
+
+async def test_killed_after_the_intent_and_before_the_request(start: Start) -> None:
+    bench = await start("0")
+    await bench.fault("batches.create", kind="reset")
+    first = bench.worker()
+    first.start(1)
+    await eventually(lambda: bool(bench.store.batch_rows))
+    first.kill()
+    await bench.fault("batches.create", kind="reset", times=0)
+    await bench.worker().summarise(1)
+    assert await bench.billed() == 1
+    assert await bench.batches() == 1
+    assert bench.states == ["abandoned", "applied"]
+
+
+@pytest.mark.parametrize("ended", [False, True])
+async def test_killed_after_the_request_left(start: Start, ended: bool) -> None:
+    bench = await start("0" if ended else "3600")
+    await bench.fault("batches.create", kind="reset_after_accept", times=1)
+    first = bench.worker(limits=replace(LIMITS, poll=timedelta(hours=1)))
+    first.start(*range(3))
+    await eventually(lambda: bench.states == ["in_doubt"])
+    first.kill()
+    second = bench.worker()
+    waiting = second.start(*range(3))
+    if not ended:
+        await eventually(lambda: second.set_aside == 3)
+        await bench.pass_time()
+    await asyncio.gather(*waiting)
+    assert await bench.batches() == 1
+    assert await bench.billed() == 3
+    assert bench.states == ["applied"]
+
+
+async def test_a_batch_in_doubt_is_told_from_others_of_its_size(start: Start) -> None:
+    bench = await start("0")
+    await bench.fault("batches.create", kind="reset_after_accept", times=1)
+    worker = bench.worker(0, 1)
+    waiting = [*worker.start(1, 2), *worker.start(3, 4, partition=1)]
+    await asyncio.gather(*waiting)
+    assert await bench.billed() == 4
+    assert await bench.batches() == 2
+    assert bench.states == ["applied", "applied"]
+
+
+async def test_killed_after_the_reply_the_next_owner_waits_for_the_same_batch(start: Start) -> None:
+    bench = await start()
+    first = bench.worker()
+    first.start(*range(4))
+    await submitted(bench)
+    first.kill()
+    second = bench.worker()
+    waiting = second.start(*range(4))
+    await eventually(lambda: second.set_aside == 4)
+    await bench.pass_time()
+    await asyncio.gather(*waiting)
+    assert await bench.batches() == 1
+    assert await bench.billed() == 4
+
+
+async def test_results_that_break_off_are_read_again(start: Start) -> None:
+    bench = await start("0")
+    await bench.fault("batches.results", kind="cut", times=2)
+    worker = bench.worker()
+    await asyncio.gather(*worker.start(*range(4)))
+    assert await bench.billed() == len(bench.answers) == 4
+
+
+async def test_dead_for_26_hours_everything_is_found(start: Start) -> None:
+    bench = await start()
+    await bench.fault("batches.item", kind="expired", times=2)
+    first = bench.worker()
+    first.start(*range(4))
+    await submitted(bench)
+    first.kill()
+    await bench.pass_time(26 * 3600)
+    second = bench.worker()
+    waiting = second.start(*range(4))
+    await eventually(lambda: bench.states == ["applied", "submitted"])
+    (old,) = [each for each in bench.store.batch_rows.values() if each.state is BatchState.APPLIED]
+    assert (old.succeeded, old.expired) == (2, 2)
+    await bench.pass_time()
+    await asyncio.gather(*waiting)
+    assert await bench.billed() == len(bench.answers) == 4
+
+
+async def test_a_partition_that_moves_takes_its_batches_along(start: Start) -> None:
+    bench = await start()
+    first = bench.worker(0, 1)
+    first.start(1, 2)
+    first.start(3, 4, partition=1)
+    await submitted(bench, 2)
+    first.owned = frozenset({0})
+    second = bench.worker(1)
+    waiting = second.start(3, 4, partition=1)
+    await eventually(lambda: second.set_aside == 2)
+    await bench.pass_time()
+    await asyncio.gather(*waiting)
+    await eventually(lambda: bench.states == ["applied", "applied"])
+    assert await bench.billed() == len(bench.answers) == 4
+
+
+# -- what becomes of single items ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {"kind": "expired"},
+        {"kind": "canceled"},
+        {"status": 500},
+        {"status": 529},
+        {"kind": "invalid_json"},
+        {"kind": "truncated"},
+    ],
+)
+async def test_an_item_that_came_to_nothing_is_bought_again(start: Start, rule: dict[str, Any]) -> None:
+    bench = await start("0")
+    await bench.fault("batches.item", times=1, match={"contains": "Report 1."}, **rule)
+    worker = bench.worker()
+    await asyncio.gather(*worker.start(1, 2))
+    assert await bench.billed() == (3 if rule.get("kind") in ("invalid_json", "truncated") else 2)
+
+
+async def test_a_result_that_is_missing_is_written_down_as_lost_and_bought_again(start: Start) -> None:
+    bench = await start("0")
+    await bench.fault("batches.item", times=1, kind="missing", match={"contains": "Report 1."})
+    worker = bench.worker()
+    await asyncio.gather(*worker.start(1, 2))
+    assert [answer.status for answer in bench.answers].count("lost") == 1
+    assert sum(each.missing for each in bench.store.batch_rows.values()) == 1
+
+
+async def test_a_result_that_comes_twice_counts_once(start: Start) -> None:
+    bench = await start("0")
+    await bench.fault("batches.item", kind="duplicated")
+    await asyncio.gather(*bench.worker().start(*range(4)))
+    (batch,) = bench.store.batch_rows.values()
+    assert batch.succeeded == len(bench.answers) == 4
+    assert batch.cost == sum(answer.cost for answer in bench.answers)
+
+
+@pytest.mark.parametrize(
+    ("rule", "error"),
+    [
+        ({"status": 400}, ModelRejectedDocument),
+        ({"kind": "credit_too_low"}, ModelAccountBlocked),
+        ({"kind": "refusal"}, ModelRefused),
+    ],
+)
+async def test_what_is_wrong_with_one_item_its_delivery_is_told(
+    start: Start, rule: dict[str, Any], error: type[Exception]
+) -> None:
+    bench = await start("0")
+    await bench.fault("batches.item", match={"contains": "Report 1."}, **rule)
+    bad, good = bench.worker().start(1, 2)
+    await good
+    with pytest.raises(error):
+        await bad
+
+
+async def test_what_is_not_wanted_any_more_is_not_bought(start: Start) -> None:
+    bench = await start("0")
+    worker = bench.worker()
+    unwanted = UUID(int=7)
+    waiting = worker.start(1, run_id=unwanted)
+    await eventually(lambda: worker.set_aside > 1)  # it was dropped, and asked again
+    await worker.summarise(2)
+    assert await bench.billed() == 1
+    waiting[0].cancel()
+
+
+async def test_a_cancelled_run_cancels_a_batch_that_is_all_its_own(start: Start) -> None:
+    bench = await start()
+    run, other = replace(a_run(), id=UUID(int=7)), replace(a_run(), id=UUID(int=8))
+    bench.wanted |= {run.id, other.id}
+    for each in (run, other):
+        await bench.store.save_run(each)
+    worker = bench.worker(0, 1)
+    alone = worker.start(1, 2, run_id=run.id)
+    mixed = [*worker.start(3, run_id=run.id, partition=1), *worker.start(4, run_id=other.id, partition=1)]
+    await submitted(bench, 2)
+    bench.wanted.discard(run.id)
+    await bench.store.save_control(Control(run.id, ControlState.CANCELLED))
+    await eventually(lambda: sum(each.canceled for each in bench.store.batch_rows.values()) == 2)
+    await bench.pass_time()
+    await asyncio.gather(*mixed)
+    assert await bench.billed() == 2
+    for task in alone:
+        task.cancel()
+
+
+async def test_a_create_that_is_refused_is_tried_again_after_the_wait(start: Start) -> None:
+    bench = await start("0")
+    await bench.fault("batches.create", status=429, retry_after=0.1, times=2)
+    await asyncio.gather(*bench.worker().start(1))
+    assert bench.states == ["applied", "rejected", "rejected"]
+    assert await bench.billed() == 1
+
+
+def test_ids_are_valid_whatever_they_stand_for() -> None:
+    one, other = custom_id("0123456789ab", "f" * 64), custom_id("0123456789ab", "e" * 64)
+    assert one != other
+    assert len(one) == 53
+    assert set(one) <= set("abcdefghijklmnopqrstuvwxyz0123456789-_")
