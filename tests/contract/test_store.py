@@ -22,6 +22,9 @@ from docsum.models import (
     EPOCH,
     Answer,
     AtRisk,
+    Batch,
+    BatchItem,
+    BatchState,
     Control,
     ControlState,
     Coordinates,
@@ -389,6 +392,40 @@ async def test_a_worker_shows_its_newest_heartbeat(store: SummaryStore) -> None:
     for status in (newer, beat, other):
         await store.beat(status)
     assert list(await store.workers()) == [newer, other]
+
+
+async def test_an_open_batch_comes_back_with_its_items_and_never_goes_back_a_state(
+    store: SummaryStore,
+) -> None:
+    run_id = uuid4()
+    begun = Batch("0123456789ab", 3, BatchState.SUBMITTING, 2, NOW, NOW)
+    item = BatchItem("f" * 64, "doc-1", 2**100, run_id, 3, "m", 900, 80, begun.intent, f"{begun.intent}-1")
+    items = [item, replace(item, document_id="doc-2", custom_id=f"{begun.intent}-2")]
+    await store.add_batch(begun, items)
+    other = replace(begun, intent="aaaaaaaaaaaa", partition=4)
+    await store.add_batch(other, [replace(item, intent=other.intent)])
+    assert [(found, list(of)) for found, of in await store.open_batches({3, 7})] == [(begun, items)]
+    # A former owner whose clock is behind says less than is known.
+    known = replace(begun, state=BatchState.SUBMITTED, provider_id="msgbatch_1")
+    await store.save_batch(known)
+    await store.save_batch(replace(begun, changed_at=NOW + timedelta(minutes=1)))
+    assert [found for found, _ in await store.open_batches({3})] == [known]
+    assert await store.provider_batches(NOW) == {"msgbatch_1": begun.intent}
+    assert await store.provider_batches(NOW + timedelta(seconds=1)) == {}
+    ended = replace(
+        known,
+        state=BatchState.APPLIED,
+        ended_at=NOW + timedelta(hours=2),
+        succeeded=1,
+        missing=1,
+        cost=Decimal("0.000123"),
+        detail="half a character \ud800".encode(errors="replace").decode(),
+    )
+    await store.save_batch(ended)
+    assert list(await store.open_batches({3})) == []
+    assert {found.intent for found in await store.batches(run_id)} == {ended.intent, other.intent}
+    assert next(found for found in await store.batches() if found.intent == ended.intent) == ended
+    assert list(await store.batches(uuid4())) == []
 
 
 async def test_a_death_counts_once_whoever_finds_it(store: SummaryStore) -> None:
