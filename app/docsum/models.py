@@ -434,6 +434,7 @@ class Run:
     force: bool = False
     listed: int = 0  # sources seen by the publisher so far
     unreadable: int = 0  # sources that could not be announced
+    by: datetime | None = None  # in the batch lane: what no batch has by then is bought live
     control: Control | None = None  # read only, see `SummaryStore.save_control`; None = nothing was asked
 
     @property

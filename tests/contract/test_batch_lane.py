@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -469,6 +469,26 @@ async def test_a_cancelled_run_cancels_a_batch_that_is_all_its_own(start: Start)
     assert await bench.billed() == 2
     for task in alone:
         task.cancel()
+
+
+async def test_what_no_batch_has_by_then_is_bought_live(start: Start) -> None:
+    bench = await start()
+    run = replace(a_run(), by=datetime.now(UTC) + timedelta(seconds=1))
+    bench.wanted.add(run.id)
+    await bench.store.save_run(run)
+    worker = bench.worker(0, 1, limits=replace(LIMITS, quiet=timedelta(hours=1)))
+    waiting = worker.start(*range(4), run_id=run.id)  # as many as a batch takes: it is sent at once
+    await submitted(bench)
+    collected = worker.start(4, 5, run_id=run.id, partition=1)
+    await asyncio.gather(*collected)  # before that batch ends
+    assert await bench.batches() == 1
+    await bench.pass_time()
+    await asyncio.gather(*waiting)
+    full = [answer for answer in bench.answers if answer.document_id in ("doc-4", "doc-5")]
+    assert [answer.cost for answer in full] == [
+        PRICES.cost(answer.model, answer.usage, Lane.LIVE) for answer in full
+    ]
+    assert await bench.billed() == len(bench.answers) == 6
 
 
 async def test_a_create_that_is_refused_is_tried_again_after_the_wait(start: Start) -> None:

@@ -12,7 +12,7 @@ import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,9 +25,9 @@ from docsum.cli.app import COMMANDS, application
 from docsum.cli.config import described
 from docsum.cli.deployment import lister
 from docsum.cli.export import _cell
-from docsum.cli.output import Code, code_of, money, one_line, span, standing
+from docsum.cli.output import Code, WrongUsage, code_of, money, one_line, span, standing
 from docsum.cli.progress import Pace, counts
-from docsum.cli.run import Order, same_run
+from docsum.cli.run import Order, coming, same_run
 from docsum.errors import (
     BrokerUnavailable,
     ConfigurationError,
@@ -165,6 +165,8 @@ def test_the_whole_application_has_every_command() -> None:
         (["export", "-o", "nowhere/out.csv"], Code.USAGE, "There is no folder"),
         (["setup", "topics", "--print", "helm"], Code.USAGE, "choose kafka or strimzi"),
         (["setup", "store", "--print", "json"], Code.USAGE, "choose sql"),
+        (["run", "samples", "--by", "07:00"], Code.USAGE, "--by is for --lane batch"),
+        (["run", "samples", "--lane", "batch", "--by", "soon"], Code.USAGE, "soon is no time"),
         (["worker", "--lane", "backfill"], Code.USAGE, "There is no worker for the lane 'backfill'"),
         (["runs", "ls"], Code.UNREACHABLE, "No docsum runs in"),
         (["status"], Code.UNREACHABLE, "No docsum runs in"),
@@ -627,3 +629,22 @@ def test_finished_is_derived() -> None:
 @pytest.mark.parametrize("text", ["=1", "+1", "-1", "@x", "\tx"])
 def test_a_cell_never_is_a_formula(text: str) -> None:
     assert _cell(text) == f"'{text}"
+
+
+@pytest.mark.parametrize(
+    ("text", "moment"),
+    [
+        ("07:00", datetime(2026, 11, 29, 7, tzinfo=UTC)),
+        ("23:30", datetime(2026, 11, 28, 23, 30, tzinfo=UTC)),
+        ("2026-12-01T07:00", datetime(2026, 12, 1, 7, tzinfo=UTC)),
+        ("2026-12-01T07:00+02:00", datetime(2026, 12, 1, 5, tzinfo=UTC)),
+    ],
+)
+def test_a_time_that_is_coming(text: str, moment: datetime) -> None:
+    assert coming(text, datetime(2026, 11, 28, 22, tzinfo=UTC)) == moment
+
+
+@pytest.mark.parametrize("text", ["7", "25:00", "soon", "2026-11-01", "7:0"])
+def test_what_is_no_time_to_come_is_refused(text: str) -> None:
+    with pytest.raises(WrongUsage, match=r"--by|write 07:00"):
+        coming(text, datetime(2026, 11, 28, 22, tzinfo=UTC))

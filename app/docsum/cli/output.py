@@ -271,6 +271,7 @@ def run_fields(run: Run, progress: RunProgress) -> dict[str, object]:
         "created_at": run.created_at,
         "listed": run.listed,
         "unreadable": run.unreadable,
+        "by": run.by,
         "total": progress.total,
         "queued": progress.queued,
         "retrying": progress.retrying,

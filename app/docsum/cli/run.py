@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -69,6 +71,7 @@ class Order:
     words: int | None = None
     scanned: str | None = None
     lane: Lane = Lane.BACKFILL
+    by: datetime | None = None
     force: bool = False
     budget: Decimal | None = None  # US dollars
 
@@ -124,6 +127,13 @@ def run(
             metavar="live|backfill|batch",
         ),
     ] = "backfill",
+    by: Annotated[
+        str,
+        typer.Option(
+            metavar="07:00|2026-12-01T07:00",
+            help="With --lane batch: what no batch has by then is bought at once, at the full price.",
+        ),
+    ] = "",
     force: Annotated[bool, typer.Option("--force", help="Buy again even if nothing has changed.")] = False,
     no_wait: NoWait = False,
     max_lag: MaxLag = MAX_LAG,
@@ -156,6 +166,7 @@ def run(
         words=words,
         scanned=scanned,
         lane=Lane(lane),
+        by=_by(by, lane),
         force=force,
         budget=dollars(budget),
     )
@@ -248,6 +259,7 @@ async def _run(order: Order, source: Source, settings: Settings, manner: Manner,
             updated_at=clock.now(),
             limit=order.limit,
             force=order.force,
+            by=order.by,
         )
         run = same_run(wanted, earlier)
         if ask and earlier is None and not await _agreed(order, source, deployment, store, manner):
@@ -341,6 +353,33 @@ def _asked(
         order.force,
         store,
     )
+
+
+def _by(text: str, lane: str) -> datetime | None:
+    if not text:
+        return None
+    if lane != Lane.BATCH:
+        raise WrongUsage("--by is for --lane batch: the other lanes buy at once.")
+    return coming(text, datetime.now().astimezone())
+
+
+def coming(text: str, now: datetime) -> datetime:
+    """The moment that a person means by 07:00, or by a date and a time; `now` says where they are.
+
+    Raises WrongUsage for anything else, and for what is past.
+    """
+    try:
+        if re.fullmatch(r"\d{1,2}:\d{2}", text):
+            hour, minute = map(int, text.split(":"))
+            moment = now.replace(hour=hour, minute=minute, second=0, microsecond=0)
+            return moment if moment > now else moment + timedelta(days=1)
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise WrongUsage(f"{text} is no time: write 07:00 or 2026-12-01T07:00.") from None
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=now.tzinfo)
+    if moment <= now:
+        raise WrongUsage(f"{text} is past: --by takes a time that lies ahead.")
+    return moment
 
 
 def same_run(wanted: Run, earlier: Run | None) -> Run:

@@ -153,7 +153,8 @@ async def _show(run_id: str, json: bool) -> Code:
         details = table("run", str(run.id))
         details.add_row("name", run.name)
         details.add_row("source", run.source)
-        details.add_row("lane", run.lane.value)
+        by = f", by {run.by.astimezone():%Y-%m-%d %H:%M}" if run.by else ""
+        details.add_row("lane", f"{run.lane.value}{by}")
         details.add_row("model", recipe.model)
         details.add_row("wish", f"about {recipe.words} words, language {recipe.language}")
         if recipe.instructions:

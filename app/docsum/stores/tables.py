@@ -407,6 +407,7 @@ def _run_values(run: Run) -> Values:
         run.force,
         run.listed,
         run.unreadable,
+        run.by,
     )
 
 
@@ -425,6 +426,7 @@ RUNS = Table(
         "force",
         "listed",
         "unreadable",
+        "batch_by",
     ),
     _run_values,
 )

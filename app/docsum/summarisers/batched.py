@@ -14,7 +14,10 @@ from docsum.summarisers.prompt import Parsed
 
 
 class BatchSummariser(AnthropicSummariser):
-    """Implements the port `Summariser`; raises Later for every answer that is not in the ledger yet."""
+    """Implements the port `Summariser`; raises Later for every answer that is not in the ledger yet.
+
+    For a run whose time is over it buys as the live lane does.
+    """
 
     def __init__(self, *arguments: Any, batches: BatchLane, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -24,10 +27,12 @@ class BatchSummariser(AnthropicSummariser):
         return await self._batches.find(partition, reference.document_id, reference.version)
 
     def committed(self, run_id: UUID | None) -> Decimal:
-        return self._batches.committed(run_id)
+        return self._batches.committed(run_id) + super().committed(run_id)
 
     async def _buy(self, order: Order, max_tokens: int) -> tuple[Answer, Parsed | None]:
         job, request = order.job, order.request
+        if await self._batches.is_late(job.reference.run_id):
+            return await super()._buy(order, max_tokens)
         await job.before_paying()
         item = BatchItem(
             fingerprint=order.fingerprint,

@@ -111,6 +111,7 @@ class _Spool:
     grown: float
     file: BinaryIO
     orders: list[_Order] = field(default_factory=list)
+    runs: set[UUID | None] = field(default_factory=set)
     bytes: int = 0
 
 
@@ -214,6 +215,11 @@ class BatchLane:
         self._documents[item.document_id, item.version].add(item.fingerprint)
         return Later([order.answered])
 
+    async def is_late(self, run_id: UUID | None) -> bool:
+        """Whether a run does not wait for the half price any more."""
+        run = await self._store.run(run_id) if run_id else None
+        return run is not None and run.by is not None and self._clock.now() >= run.by
+
     def committed(self, run_id: UUID | None) -> Decimal:
         """US dollars, estimated, of what was ordered and is not answered; None: of all runs."""
         orders = self._orders.values()
@@ -229,6 +235,7 @@ class BatchLane:
         spool.grown = self._clock.monotonic()
         spool.file.write(line)
         spool.orders.append(order)
+        spool.runs.add(order.item.run_id)
         spool.bytes += len(line)
 
     def _order_of(self, item: BatchItem) -> _Order:
@@ -252,8 +259,8 @@ class BatchLane:
 
     async def _turn(self) -> None:
         await self._adopt()
-        for partition in [*self._spools]:
-            if self._is_due(self._spools[partition]):
+        for partition, spool in [*self._spools.items()]:
+            if self._is_due(spool) or any([await self.is_late(run_id) for run_id in spool.runs]):
                 await self._submit(partition)
         for each in [*self._open.values()]:
             if each.look_at <= self._clock.monotonic():
@@ -321,8 +328,10 @@ class BatchLane:
         unsent = dict.fromkeys(map(id, spool.orders))
         try:
             # Much may have been asked for while they were collected.
-            runs = {order.item.run_id for order in spool.orders}
-            wanted = {run_id: await self._wanted(run_id) for run_id in runs}
+            runs = spool.runs
+            wanted = {
+                run_id: await self._wanted(run_id) and not await self.is_late(run_id) for run_id in runs
+            }
             spool.file.seek(0)
             lines = zip(spool.orders, spool.file, strict=True)
             for part in _parts(
