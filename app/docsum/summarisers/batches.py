@@ -101,6 +101,7 @@ class _Order:
     item: BatchItem
     cost: Decimal  # US dollars, estimated
     answered: asyncio.Future[None]
+    documents: set[tuple[str, int]] = field(default_factory=set)  # id and version
 
 
 @dataclass(slots=True)
@@ -166,6 +167,7 @@ class BatchLane:
         self._documents: dict[tuple[str, int], set[str]] = defaultdict(
             set
         )  # fingerprints of a document's version
+        self._costs: dict[UUID | None, Decimal] = {}  # by run, of the orders
         self._failures: dict[str, DocsumError] = {}  # of items, until their delivery asks
         self._spools: dict[int, _Spool] = {}
         self._open: dict[str, _Open] = {}
@@ -210,9 +212,9 @@ class BatchLane:
         if failure := self._failures.pop(item.fingerprint, None):
             raise failure
         if (order := self._orders.get(item.fingerprint)) is None:
-            order = self._orders[item.fingerprint] = self._order_of(item)
+            order = self._note(item)
             self._collect(partition, order, params)
-        self._documents[item.document_id, item.version].add(item.fingerprint)
+        self._is_waited_for(order, item)
         return Later([order.answered])
 
     async def is_late(self, run_id: UUID | None) -> bool:
@@ -222,8 +224,8 @@ class BatchLane:
 
     def committed(self, run_id: UUID | None) -> Decimal:
         """US dollars, estimated, of what was ordered and is not answered; None: of all runs."""
-        orders = self._orders.values()
-        return sum((each.cost for each in orders if run_id in (None, each.item.run_id)), Decimal(0))
+        costs = self._costs
+        return sum(costs.values(), Decimal(0)) if run_id is None else costs.get(run_id, Decimal(0))
 
     def _collect(self, partition: int, order: _Order, params: Json) -> None:
         line = json.dumps(params).encode() + b"\n"
@@ -238,9 +240,17 @@ class BatchLane:
         spool.runs.add(order.item.run_id)
         spool.bytes += len(line)
 
-    def _order_of(self, item: BatchItem) -> _Order:
+    def _note(self, item: BatchItem) -> _Order:
         cost = self._prices.cost(item.model, Usage(item.input_tokens, item.output_tokens), Lane.BATCH)
-        return _Order(item, cost, asyncio.get_running_loop().create_future())
+        order = _Order(item, cost, asyncio.get_running_loop().create_future())
+        self._orders[item.fingerprint] = order
+        self._costs[item.run_id] = self._costs.get(item.run_id, Decimal(0)) + cost
+        return order
+
+    def _is_waited_for(self, order: _Order, item: BatchItem) -> None:
+        """`item`: as another document asks for it, perhaps, which has the same text."""
+        order.documents.add((item.document_id, item.version))
+        self._documents[item.document_id, item.version].add(item.fingerprint)
 
     # -- the work ----------------------------------------------------------------------------------------
 
@@ -282,9 +292,8 @@ class BatchLane:
                 batch = await self._saved(batch, BatchState.IN_DOUBT, detail="its worker ended")
             orders = {}
             for item in items:
-                order = self._orders.setdefault(item.fingerprint, self._order_of(item))
-                orders[item.custom_id] = order
-                self._documents[item.document_id, item.version].add(item.fingerprint)
+                order = orders[item.custom_id] = self._orders.get(item.fingerprint) or self._note(item)
+                self._is_waited_for(order, item)
             self._open[batch.intent] = _Open(batch, orders)
         self._adopted |= fresh
         if self._open:
@@ -301,15 +310,18 @@ class BatchLane:
     def _forget(self, orders: Iterable[_Order]) -> None:
         """They are answered, or somebody else's: whoever waits asks again."""
         for order in orders:
-            if self._orders.get(order.item.fingerprint) is order:
-                del self._orders[order.item.fingerprint]
-            if not order.answered.done():
-                order.answered.set_result(None)
-        gone = {order.item.fingerprint for order in orders}
-        for key in [key for key, names in self._documents.items() if names & gone]:
-            self._documents[key] -= gone
-            if not self._documents[key]:
-                del self._documents[key]
+            name, run_id = order.item.fingerprint, order.item.run_id
+            if self._orders.get(name) is not order:
+                continue
+            del self._orders[name]
+            self._costs[run_id] -= order.cost
+            if not self._costs[run_id]:
+                del self._costs[run_id]
+            for key in order.documents:
+                self._documents[key].discard(name)
+                if not self._documents[key]:
+                    del self._documents[key]
+            order.answered.set_result(None)
 
     def _is_due(self, spool: _Spool) -> bool:
         now, limits = self._clock.monotonic(), self._limits
