@@ -8,7 +8,7 @@ import os
 import platform
 import signal
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -198,8 +198,8 @@ async def _work(settings: Settings, stop: asyncio.Event, lane: Lane, set_up: boo
             clock=clock,
         )
         # The held topic has one reader, which is the live lane's.
-        watch = held.watch(lambda: worker.owned if worker.is_member else frozenset())
-        aside = [asyncio.create_task(each) for each in (heart.run(), batches.run() if is_batch else watch)]
+        watch = partial(held.watch, lambda: worker.owned if worker.is_member else frozenset())
+        aside = [_beside(worker, heart.run), _beside(worker, batches.run if is_batch else watch)]
         try:
             await worker.run(stop)
         finally:
@@ -210,6 +210,13 @@ async def _work(settings: Settings, stop: asyncio.Event, lane: Lane, set_up: boo
             with suppress(TimeoutError):
                 await asyncio.wait_for(heart.beat(stopped=True), 2)
             log.info("worker stopped", action="stop", worker=newborn.worker)
+
+
+def _beside(worker: KafkaWorker, work: Callable[[], Coroutine[None, None, None]]) -> asyncio.Task[None]:
+    """Goes on beside the worker, which cannot be without it."""
+    task = asyncio.create_task(work())
+    task.add_done_callback(worker.ends_with)
+    return task
 
 
 async def _set_up(settings: Settings, stop: asyncio.Event, wanted: bool) -> None:

@@ -241,6 +241,11 @@ class KafkaWorker:
             except Exception as error:
                 self._crash(error)
 
+    def ends_with(self, task: asyncio.Task[None]) -> None:
+        """For tasks that no worker can be without: what one of them fails with, `run` raises."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._crash(error)
+
     def _crash(self, error: BaseException) -> None:
         if self._crashed is not None and not self._crashed.done():
             log.error("the worker must stop", action="crash", error=repr(error), exc_info=error)
