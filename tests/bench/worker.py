@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from docsum import serve, settings
-from docsum.models import Outcome
+from docsum.models import Lane, Outcome
 from docsum.pipeline import Deferred, Pipeline, Trip
 from docsum.summarisers.gate import CallGate, Permit
 from tests.bench.measured import Meter
@@ -37,10 +37,10 @@ class TimedGate(CallGate):
     """Notes how long a call waits for its place, and how long it has it."""
 
     async def enter(
-        self, call: Permit, input_tokens: int, output_tokens: int
+        self, call: Permit, amounts: tuple[int, int, int], lane: Lane
     ) -> Any:  # Any: a private type, passed on
         asked_at, watch = time.perf_counter(), _WATCH.get()
-        spent = await super().enter(call, input_tokens, output_tokens)
+        spent = await super().enter(call, amounts, lane)
         watch.sent_at = time.perf_counter()
         watch.waited += watch.sent_at - asked_at
         return spent

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from docsum.errors import TooLong
+from docsum.models import Lane
 from docsum.ports import Gate
 from docsum.summarisers.gate import CallGate
 from tests.support.fakes import FakeClock
@@ -201,7 +202,7 @@ async def test_it_says_what_calls_wait_for() -> None:
     clock = FakeClock()
     gate = CallGate(2, clock, requests_per_minute=600)
     gate.share = 0.5
-    assert str(gate) == "0 of 2 calls, 300 of 600 requests/min"
+    assert str(gate) == "0 of 2 calls, 0 of 300 requests/min (of 600)"
     gate.cool_down(timedelta(seconds=7))
     waiting = [asyncio.create_task(gate.permit(1, 1).__aenter__()) for _ in range(3)]
     for _ in range(30):
@@ -220,3 +221,123 @@ async def test_a_call_that_gets_no_answer_is_told_of() -> None:
         async with gate.permit(1, 1):
             assert str(gate) == "2 of 4 calls, the longest for 45 s"
     assert str(gate) == "0 of 4 calls"
+
+
+# -- what the provider says ----------------------------------------------------------------------------------
+
+
+def said(requests: int, tokens: int = 10**10) -> dict[str, str]:
+    """The headers of a reply."""
+    return {
+        "anthropic-ratelimit-requests-limit": str(requests),
+        "anthropic-ratelimit-input-tokens-limit": str(tokens),
+        "anthropic-ratelimit-output-tokens-limit": "no number",
+    }
+
+
+class Calls:
+    """Calls that stay until they are let go."""
+
+    def __init__(self, gate: CallGate) -> None:
+        self.gate = gate
+        self.began: list[str] = []
+        self._leave = asyncio.Event()
+        self.tasks: list[asyncio.Task[None]] = []
+
+    async def _call(self, name: str, lane: Lane) -> None:
+        async with self.gate.permit(1, 1, lane):
+            self.began.append(name)
+            await self._leave.wait()
+
+    def ask(self, name: str, count: int, lane: Lane = Lane.LIVE) -> None:
+        self.tasks += [asyncio.create_task(self._call(name, lane)) for _ in range(count)]
+
+    async def end(self) -> None:
+        self._leave.set()
+        await asyncio.gather(*self.tasks)
+
+
+async def test_few_calls_go_until_the_first_answer_tells_the_limits() -> None:
+    gate = CallGate(16, FakeClock())
+    calls = Calls(gate)
+    calls.ask("a", 20)
+    await turns()
+    assert len(calls.began) == 4
+    gate.heard({})
+    await turns()
+    assert len(calls.began) == 16
+    await calls.end()
+
+
+async def test_limits_are_learned_from_replies_and_settings_go_first() -> None:
+    clock = FakeClock()
+    gate = CallGate(8, clock, input_tokens_per_minute=500)
+    gate.heard(said(60, 7_000))
+    assert str(gate) == (
+        "0 of 8 calls, 0 of 60 requests/min (of 60, as the provider says), 0 of 500 input tokens/min (of 500)"
+    )
+    starts = await starts_of(gate, clock, [1] * 30)
+    assert starts[-1][0] - 1.0 == pytest.approx(30, abs=2)
+    gate.heard(said(120))
+    starts = await starts_of(gate, clock, [1] * 30)
+    assert starts[-1][0] - starts[0][0] == pytest.approx(15, abs=2)
+
+
+async def test_a_limit_that_nobody_reaches_is_not_counted() -> None:
+    gate = CallGate(8, FakeClock())
+    gate.heard(said(1_000_000))
+    assert str(gate) == "0 of 8 calls"
+
+
+async def test_after_a_pause_few_calls_go_and_one_more_for_each_answer() -> None:
+    clock = FakeClock()
+    gate = CallGate(16, clock)
+    gate.heard({})
+    gate.cool_down(timedelta(seconds=5), said(6_000))
+    calls = Calls(gate)
+    calls.ask("a", 20)
+    await turns(200)
+    assert clock.monotonic() >= 6.0
+    assert len(calls.began) == 4
+    assert "at most 4 at once after a pause" in str(gate)
+    for _ in range(3):
+        gate.heard(said(6_000))
+        await turns(200)
+    assert len(calls.began) == 7
+    gate.faltered()
+    assert "at most 4 at once" in str(gate)
+    for _ in range(20):
+        gate.heard(said(6_000))
+        await turns(200)
+    await calls.end()
+
+
+async def test_live_events_have_four_turns_in_five() -> None:
+    gate = CallGate(1, FakeClock())
+    gate.heard({})
+    order: list[str] = []
+
+    async def call(name: str, lane: Lane) -> None:
+        async with gate.permit(1, 1, lane):
+            order.append(name)
+            await asyncio.sleep(0)
+
+    others = [asyncio.create_task(call("b", Lane.BACKFILL)) for _ in range(10)]
+    await turns(1)
+    live = [asyncio.create_task(call("l", Lane.LIVE)) for _ in range(8)]
+    await asyncio.gather(*others, *live)
+    assert "".join(order[:12]) == "bbllllbllllb"
+    assert sorted(order) == ["b"] * 10 + ["l"] * 8
+
+
+async def test_whoever_is_cancelled_at_the_moment_of_its_turn_gives_everything_back() -> None:
+    clock = FakeClock()
+    gate = CallGate(1, clock, requests_per_minute=60, input_tokens_per_minute=60, output_tokens_per_minute=60)
+    clock.advance(timedelta(seconds=10))
+    async with gate.permit(1, 1):
+        waiting = [asyncio.create_task(gate.permit(1, 1).__aenter__()) for _ in range(2)]
+        await turns()
+        waiting[0].cancel()
+    await turns(50)
+    assert waiting[1].done()
+    assert "2 of 60 requests/min" in str(gate)

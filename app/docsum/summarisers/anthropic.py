@@ -32,6 +32,7 @@ from docsum import settings
 from docsum.errors import (
     ConfigurationError,
     ModelAnswerInvalid,
+    ModelFaltered,
     ModelRateLimited,
     ModelRefused,
     ModelRejectedDocument,
@@ -344,7 +345,7 @@ class AnthropicSummariser:
         this = asyncio.current_task()
         assert this is not None
         request = order.request
-        permit = self._gate.permit(request.input_tokens, request.expected_tokens)
+        permit = self._gate.permit(request.input_tokens, request.expected_tokens, order.job.lane)
         async with permit:
             try:
                 if self._store.unavailable_since is not None:
@@ -385,8 +386,12 @@ class AnthropicSummariser:
                 self._keep(order, self._lost(order, type(error).__name__), sent_at)
             failure = translate(error)
             if isinstance(failure, ModelRateLimited):
-                self._gate.cool_down(failure.retry_after or _COOL_DOWN)
+                headers = error.response.headers if isinstance(error, anthropic.APIStatusError) else None
+                self._gate.cool_down(failure.retry_after or _COOL_DOWN, headers)
+            elif isinstance(failure, ModelFaltered):
+                self._gate.faltered()
             raise failure from error
+        self._gate.heard(response.headers)
         return self._keep(order, reply, sent_at), reply.parsed
 
     def _lost(self, order: Order, detail: str) -> Reply:
