@@ -140,23 +140,27 @@ class Worker:
         self.kill()
         await asyncio.gather(*self._deliveries, self._run, return_exceptions=True)
 
-    async def summarise(self, number: int, text: str = "", partition: int = 0, **changes: Any) -> Summary:
+    async def summarise(
+        self, number: int, text: str = "", partition: int = 0, recipe: Recipe = RECIPE, **changes: Any
+    ) -> Summary:
         """As a delivery does: looks whether it waits already, asks, waits, asks again."""
         event = replace(reference(document_id=f"doc-{number}"), **changes)
         extracted = ExtractedText(text or f"Report {number}. The harbour was dredged in May.", "text/plain")
         while True:
             try:
-                return await self._ask(event, extracted, partition)
+                return await self._ask(event, extracted, recipe, partition)
             except Later as later:
                 self.set_aside += 1
                 there = asyncio.Event()
                 later.then(there.set)
                 await there.wait()
 
-    async def _ask(self, event: DocumentReference, text: ExtractedText, partition: int) -> Summary:
+    async def _ask(
+        self, event: DocumentReference, text: ExtractedText, recipe: Recipe, partition: int
+    ) -> Summary:
         if later := await self.summariser.pending(event, partition):
             raise later
-        return await self.summariser.summarise(event, text, RECIPE, Lane.BATCH, _nothing, partition=partition)
+        return await self.summariser.summarise(event, text, recipe, Lane.BATCH, _nothing, partition=partition)
 
     def start(self, *numbers: int, **changes: Any) -> list[asyncio.Task[Summary]]:
         tasks = [asyncio.create_task(self.summarise(number, **changes)) for number in numbers]
@@ -220,6 +224,15 @@ async def test_documents_wait_for_a_batch_and_cost_half(start: Start) -> None:
     assert sum(answer.cost for answer in bench.answers) * 2 == sum(live)
     assert await bench.billed() == 6
     assert worker.lane.committed(None) == 0
+
+
+async def test_a_model_that_is_free_is_ordered_as_any_other(start: Start) -> None:
+    bench = await start("0")
+    worker = bench.worker()
+    recipe = replace(RECIPE, model="local-extractive-1")
+    await asyncio.gather(*worker.start(*range(6), recipe=recipe))
+    assert await bench.billed() == 6
+    assert {answer.cost for answer in bench.answers} == {0}
 
 
 async def test_the_same_text_is_bought_once(start: Start) -> None:

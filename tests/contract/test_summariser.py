@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import aiohttp
 import anthropic
@@ -173,6 +174,19 @@ async def test_a_document_is_summarised_and_its_answer_kept(bench: Bench) -> Non
     )
     assert not summary.reused
     assert bench.paid == billed["accepted"] == billed["served"] == 1
+
+
+async def test_calls_of_a_model_that_is_free_may_be_in_flight_together(slow_bench: Bench) -> None:
+    summariser, recipe = slow_bench.summariser(), replace(RECIPE, model="local-extractive-1")
+    event = reference(run_id=UUID(int=7))
+    asked = [
+        summariser.summarise(
+            event, ExtractedText(f"{TEXT} Part {n}.", "text/plain"), recipe, Lane.LIVE, slow_bench.pay
+        )
+        for n in range(3)
+    ]
+    await asyncio.gather(*asked)
+    assert summariser.committed(event.run_id) == summariser.committed(None) == 0
 
 
 async def test_the_estimates_are_above_what_was_used(bench: Bench) -> None:

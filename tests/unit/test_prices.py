@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from decimal import Decimal
+from uuid import uuid4
 
 import pytest
 
 from docsum.errors import ConfigurationError
 from docsum.models import Lane, Recipe, Usage
 from docsum.settings import Model
-from docsum.summarisers.prices import Prices
+from docsum.summarisers.prices import OnTheirWay, Prices
 
 PRICES = Prices.load()
 
@@ -56,3 +57,15 @@ def test_the_table_is_dated_and_has_the_default_model() -> None:
 def test_every_price_fits_the_column_without_rounding(model: str) -> None:
     cost = PRICES.cost(model, Usage(1, 1, 1), Lane.BATCH)
     assert cost == cost.quantize(Decimal("1E-9"))
+
+
+def test_what_is_on_its_way_is_counted_by_run_whatever_it_costs() -> None:
+    run, other, tally = uuid4(), uuid4(), OnTheirWay()
+    for run_id, cost in ((run, "0.25"), (run, "0.5"), (other, "0"), (other, "0"), (None, "1")):
+        tally.add(run_id, Decimal(cost))
+    assert [*map(tally.of, (run, other, None))] == [Decimal("0.75"), Decimal(0), Decimal("1.75")]
+    for run_id, cost in ((run, "0.25"), (other, "0"), (other, "0"), (None, "1")):
+        tally.remove(run_id, Decimal(cost))
+    assert [*map(tally.of, (run, other, None))] == [Decimal("0.5"), Decimal(0), Decimal("0.5")]
+    with pytest.raises(KeyError):
+        tally.remove(other, Decimal(0))

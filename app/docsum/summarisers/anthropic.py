@@ -44,7 +44,7 @@ from docsum.ports import Clock, Later
 from docsum.summarisers import chunking, prompt, quality
 from docsum.summarisers.chunking import Gaps, Plan
 from docsum.summarisers.gate import CallGate
-from docsum.summarisers.prices import Prices
+from docsum.summarisers.prices import OnTheirWay, Prices
 from docsum.summarisers.prompt import Parsed, Reply, Request
 from docsum.summarisers.provider_errors import reply_lost, translate
 
@@ -170,11 +170,10 @@ class AnthropicSummariser:
         self._queues: dict[str, _Queue] = {}
         self._calls: dict[str, _Call] = {}  # those that were sent, by fingerprint
         self._recent: OrderedDict[str, list[Answer]] = OrderedDict()
-        self._costs: dict[UUID | None, Decimal] = {}  # by run, estimated: of calls that are not answered yet
+        self._on_their_way = OnTheirWay()
 
     def committed(self, run_id: UUID | None) -> Decimal:
-        costs = self._costs
-        return sum(costs.values(), Decimal(0)) if run_id is None else costs.get(run_id, Decimal(0))
+        return self._on_their_way.of(run_id)
 
     async def pending(self, reference: DocumentReference, partition: int) -> Later | None:
         """Nothing: a call that is under way is waited for where its answer is needed."""
@@ -357,14 +356,12 @@ class AnthropicSummariser:
             self._calls[order.fingerprint] = this
             estimate = self._prices.cost(request.model, _expected(request), Lane.LIVE)
             run_id = order.job.reference.run_id
-            self._costs[run_id] = self._costs.get(run_id, Decimal(0)) + estimate
+            self._on_their_way.add(run_id, estimate)
             try:
                 answer, parsed = await self._ask(order, max_tokens)
             finally:
                 del self._calls[order.fingerprint]
-                self._costs[run_id] -= estimate
-                if not self._costs[run_id]:
-                    del self._costs[run_id]
+                self._on_their_way.remove(run_id, estimate)
         permit.used(_prompt_tokens(answer.usage), answer.usage.output_tokens)
         return answer, parsed
 

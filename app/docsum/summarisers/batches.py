@@ -59,7 +59,7 @@ from docsum.models import (
 )
 from docsum.ports import Clock, Later
 from docsum.summarisers import prompt
-from docsum.summarisers.prices import Prices
+from docsum.summarisers.prices import OnTheirWay, Prices
 from docsum.summarisers.provider_errors import reply_lost, translate, translate_item
 
 log = structlog.get_logger(__name__)
@@ -167,7 +167,7 @@ class BatchLane:
         self._documents: dict[tuple[str, int], set[str]] = defaultdict(
             set
         )  # fingerprints of a document's version
-        self._costs: dict[UUID | None, Decimal] = {}  # by run, of the orders
+        self._on_their_way = OnTheirWay()
         self._failures: dict[str, DocsumError] = {}  # of items, until their delivery asks
         self._spools: dict[int, _Spool] = {}
         self._open: dict[str, _Open] = {}
@@ -224,8 +224,7 @@ class BatchLane:
 
     def committed(self, run_id: UUID | None) -> Decimal:
         """US dollars, estimated, of what was ordered and is not answered; None: of all runs."""
-        costs = self._costs
-        return sum(costs.values(), Decimal(0)) if run_id is None else costs.get(run_id, Decimal(0))
+        return self._on_their_way.of(run_id)
 
     def _collect(self, partition: int, order: _Order, params: Json) -> None:
         line = json.dumps(params).encode() + b"\n"
@@ -244,7 +243,7 @@ class BatchLane:
         cost = self._prices.cost(item.model, Usage(item.input_tokens, item.output_tokens), Lane.BATCH)
         order = _Order(item, cost, asyncio.get_running_loop().create_future())
         self._orders[item.fingerprint] = order
-        self._costs[item.run_id] = self._costs.get(item.run_id, Decimal(0)) + cost
+        self._on_their_way.add(item.run_id, cost)
         return order
 
     def _is_waited_for(self, order: _Order, item: BatchItem) -> None:
@@ -310,13 +309,11 @@ class BatchLane:
     def _forget(self, orders: Iterable[_Order]) -> None:
         """They are answered, or somebody else's: whoever waits asks again."""
         for order in orders:
-            name, run_id = order.item.fingerprint, order.item.run_id
+            name = order.item.fingerprint
             if self._orders.get(name) is not order:
                 continue
             del self._orders[name]
-            self._costs[run_id] -= order.cost
-            if not self._costs[run_id]:
-                del self._costs[run_id]
+            self._on_their_way.remove(order.item.run_id, order.cost)
             for key in order.documents:
                 self._documents[key].discard(name)
                 if not self._documents[key]:

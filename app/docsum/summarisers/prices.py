@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from importlib import resources
 from typing import Any
+from uuid import UUID
 
 from docsum.errors import ModelUnknown
 from docsum.models import Lane, Usage
@@ -72,6 +73,29 @@ class Prices:
         prompt = usage.input_tokens + usage.cache_read_tokens + usage.cache_write_tokens
         cost = self.of(model).rates(prompt).of(usage)
         return cost / 2 if lane is Lane.BATCH else cost
+
+
+class OnTheirWay:
+    """What was ordered and is not answered yet, in estimated US dollars by run; a free model's, too."""
+
+    def __init__(self) -> None:
+        self._runs: dict[UUID | None, tuple[int, Decimal]] = {}  # so many, and their cost
+
+    def add(self, run_id: UUID | None, cost: Decimal) -> None:
+        count, total = self._runs.get(run_id, (0, Decimal(0)))
+        self._runs[run_id] = (count + 1, total + cost)
+
+    def remove(self, run_id: UUID | None, cost: Decimal) -> None:
+        """Raises KeyError for what was not added."""
+        count, total = self._runs.pop(run_id)
+        if count > 1:
+            self._runs[run_id] = (count - 1, total - cost)
+
+    def of(self, run_id: UUID | None) -> Decimal:
+        """None: of everything."""
+        if run_id is None:
+            return sum((total for _, total in self._runs.values()), Decimal(0))
+        return self._runs.get(run_id, (0, Decimal(0)))[1]
 
 
 def _price(row: Mapping[str, Any]) -> ModelPrice:  # Any: TOML values
