@@ -15,6 +15,7 @@ import pytest
 
 from docsum.cli.health import Health, look
 from docsum.cli.troubles import troubles
+from docsum.stores.controls import AGE
 from tests.support.deployment import Fleet, ModelServer, ProxiedBroker, until
 from tests.support.engine import Engine
 from tests.support.texts import write_documents
@@ -126,6 +127,8 @@ def test_workers_are_shown_and_a_finished_run_leaves_nothing_behind(house: House
 def test_a_paused_run_rests_in_the_held_topic_and_says_what_it_waits_for(house: House) -> None:
     fleet = house.fleet
     fleet.docsum("pause", "--all", "--reason", "new prices")
+    asked = time.monotonic()
+    until(lambda: time.monotonic() - asked > AGE + 0.5, 10, "every worker has looked again")
     run_id = fleet.announce(house.documents("paused", 20))
     paused = house.seen(ok=6)
     assert paused["rests"]
