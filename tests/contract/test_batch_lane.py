@@ -216,7 +216,8 @@ async def test_documents_wait_for_a_batch_and_cost_half(start: Start) -> None:
     assert await bench.billed() == 0
     await bench.pass_time()
     summaries = await asyncio.gather(*waiting)
-    assert {summary.reused for summary in summaries} == {True}  # bought by the lane, found by the delivery
+    assert {summary.reused for summary in summaries} == {False}
+    assert sum(summary.cost for summary in summaries) == sum(answer.cost for answer in bench.answers)
     assert bench.states == ["applied", "applied"]
     assert sum(each.succeeded for each in bench.store.batch_rows.values()) == 6
     assert {answer.lane for answer in bench.answers} == {Lane.BATCH}
@@ -244,9 +245,10 @@ async def test_the_same_text_is_bought_once(start: Start) -> None:
     ]
     await submitted(bench)
     await bench.pass_time()
-    await asyncio.gather(*waiting)
+    summaries = await asyncio.gather(*waiting)
+    assert [summary.reused for summary in summaries].count(False) == 1
     assert await bench.billed() == 1
-    await worker.summarise(4, text="The same text for all.")
+    assert (await worker.summarise(4, text="The same text for all.")).reused
     assert await bench.billed() == 1
 
 
@@ -274,6 +276,7 @@ async def test_a_long_document_is_read_in_one_batch_and_summarised_in_the_next(s
         await asyncio.wait({waiting}, timeout=0.2)
     summary = await waiting
     assert summary.chunks > 2
+    assert summary.cost == sum(answer.cost for answer in bench.answers) > 0
     sizes = [each.size for each in sorted(bench.store.batch_rows.values(), key=lambda b: b.created_at)]
     assert sizes[0] == summary.chunks
     assert sizes[-1] == 1

@@ -92,7 +92,7 @@ def _is_loopback(url: str) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class _Job:
+class Job:
     """A delivery, and what has been bought for it now."""
 
     reference: DocumentReference
@@ -108,7 +108,7 @@ class _Job:
 class Order:
     """One request of a job."""
 
-    job: _Job
+    job: Job
     request: Request
     fingerprint: str
     chunk: int = 0  # 0 where the text is read at once; else from 1: the parts, the merges, the summary
@@ -206,7 +206,7 @@ class AnthropicSummariser:
         `before_paying` raises.
         """
         self._prices.of(recipe.model)  # refuses an unknown model before it costs anything
-        job = _Job(reference, text, recipe, lane, before_paying, partition)
+        job = Job(reference, text, recipe, lane, before_paying, partition)
         if text.pdf is not None:
             return await self._as_it_is(job, text.pdf)
         tokens = prompt.estimate_tokens(text.text)
@@ -224,18 +224,18 @@ class AnthropicSummariser:
                     ) from error
         raise AssertionError("the last try returns or raises")
 
-    async def _as_it_is(self, job: _Job, pdf: bytes) -> Summary:
+    async def _as_it_is(self, job: Job, pdf: bytes) -> Summary:
         """Pages that are pictures: the model reads the document itself."""
         return await self._alone(job, prompt.render_pdf(job.recipe, pdf, job.text.pages or 1))
 
-    async def _at_once(self, job: _Job) -> Summary:
+    async def _at_once(self, job: Job) -> Summary:
         return await self._alone(job, prompt.render(job.recipe, job.text.text, _boundary()))
 
-    async def _alone(self, job: _Job, request: Request) -> Summary:
+    async def _alone(self, job: Job, request: Request) -> Summary:
         order = Order(job, request, self._fingerprint(job, request))
         return _summary(job, await _reviewed(job, await self._in_turn(order)), order.fingerprint)
 
-    async def _in_parts(self, job: _Job, most_tokens: int) -> Summary:
+    async def _in_parts(self, job: Job, most_tokens: int) -> Summary:
         """Notes on every part, merged level by level, then the summary from what is left."""
         plan = await asyncio.to_thread(chunking.plan, job.text.text, job.recipe, most_tokens)
         gaps = Gaps(plan.chunks)
@@ -255,7 +255,7 @@ class AnthropicSummariser:
             coverage=gaps.coverage,
         )
 
-    async def _notes(self, job: _Job, nodes: Sequence[_Node], gaps: Gaps) -> list[Parsed | None]:
+    async def _notes(self, job: Job, nodes: Sequence[_Node], gaps: Gaps) -> list[Parsed | None]:
         """What the model writes of each node, None of one that it cannot read: that is left out, in `gaps`.
 
         Requests are rendered twice, for their fingerprints and when their turn comes: a copy of the whole
@@ -264,6 +264,9 @@ class AnthropicSummariser:
         fingerprints = [await self._foresee(job, node) for node in nodes]
         known = await asyncio.gather(*map(self._known, fingerprints))
         notes = [_usable(answers) for answers in known]
+        for answers, note in zip(known, notes, strict=True):
+            if note is not None:  # what is missing is looked at again when its turn comes
+                job.bought.extend(self._bought_for(job, answers))
         places = asyncio.Semaphore(_PARTS_AT_ONCE)
 
         async def read(place: int, node: _Node) -> None:
@@ -283,14 +286,14 @@ class AnthropicSummariser:
             raise Later(ordered)
         return notes
 
-    async def _foresee(self, job: _Job, node: _Node) -> str:
+    async def _foresee(self, job: Job, node: _Node) -> str:
         """The fingerprint of a request that comes later. Raises TooLong before its neighbours are bought."""
         request = node.render(_boundary())
         self._gate.permit(request.input_tokens, request.expected_tokens)
         await asyncio.sleep(0)  # rendering takes milliseconds, and there may be many
         return self._fingerprint(job, request)
 
-    def _fingerprint(self, job: _Job, request: Request) -> str:
+    def _fingerprint(self, job: Job, request: Request) -> str:
         event_id = job.reference.event_id if job.reference.force else ""
         return prompt.fingerprint(request, self._reuse_scope, event_id)
 
@@ -310,6 +313,7 @@ class AnthropicSummariser:
         if (call := self._calls.get(order.fingerprint)) is not None:
             await asyncio.wait((call,))  # of a delivery that was let go; its answer is as good as any
         known = await self._known(order.fingerprint)
+        order.job.bought.extend(self._bought_for(order.job, known))
         if (reusable := _usable(known)) is not None:
             return reusable
         while True:
@@ -319,6 +323,10 @@ class AnthropicSummariser:
             if parsed is not None:
                 return parsed
             known.append(answer)
+
+    def _bought_for(self, job: Job, known: Sequence[Answer]) -> Iterable[Answer]:
+        """Of the answers that were there, those that this delivery has ordered: here none."""
+        return ()
 
     async def _known(self, fingerprint: str) -> list[Answer]:
         """The answers to this request, oldest first: the store's, and ours that it may not show yet."""
@@ -429,7 +437,7 @@ def _boundary() -> str:
     return secrets.token_hex(8)
 
 
-async def _reviewed(job: _Job, parsed: Parsed) -> Parsed:
+async def _reviewed(job: Job, parsed: Parsed) -> Parsed:
     """The answer as the reader may have it. Pages that are pictures are no source to compare it with."""
     source = job.text.text if job.text.pdf is None else ""
     if len(source) < _REVIEWED_HERE:
@@ -437,7 +445,7 @@ async def _reviewed(job: _Job, parsed: Parsed) -> Parsed:
     return await asyncio.to_thread(quality.review, parsed, source, job.recipe)
 
 
-def _summary(job: _Job, parsed: Parsed, fingerprint: str) -> Summary:
+def _summary(job: Job, parsed: Parsed, fingerprint: str) -> Summary:
     """The reader's summary, with what was bought for the job now."""
     return Summary(
         title=parsed.title,

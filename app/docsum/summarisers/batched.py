@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
-from docsum.models import Answer, BatchItem, DocumentReference
+from docsum.models import Answer, BatchItem, DocumentReference, Lane
 from docsum.ports import Later
-from docsum.summarisers.anthropic import AnthropicSummariser, Order
+from docsum.summarisers.anthropic import AnthropicSummariser, Job, Order
 from docsum.summarisers.batches import BatchLane
 from docsum.summarisers.prompt import Parsed
 
@@ -28,6 +29,11 @@ class BatchSummariser(AnthropicSummariser):
 
     def committed(self, run_id: UUID | None) -> Decimal:
         return self._batches.committed(run_id) + super().committed(run_id)
+
+    def _bought_for(self, job: Job, known: Sequence[Answer]) -> Iterable[Answer]:
+        """A batch has brought them between two looks at the same document."""
+        whose = (job.reference.document_id, job.reference.run_id, Lane.BATCH)
+        return [answer for answer in known if (answer.document_id, answer.run_id, answer.lane) == whose]
 
     async def _buy(self, order: Order, max_tokens: int) -> tuple[Answer, Parsed | None]:
         job, request = order.job, order.request
