@@ -345,6 +345,11 @@ class Fleet(Deployment):
                 stderr=log,
             )
 
+    def stop_worker(self, name: str) -> None:
+        """Ends it in order."""
+        self.workers[name].terminate()
+        assert self.workers[name].wait(240) == 0
+
     def is_member(self, name: str) -> bool:
         assert self.workers[name].poll() is None, f"{name} has ended: {self.said(name)[-3000:]}"
         with suppress(OSError):

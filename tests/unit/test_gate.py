@@ -341,3 +341,21 @@ async def test_whoever_is_cancelled_at_the_moment_of_its_turn_gives_everything_b
     await turns(50)
     assert waiting[1].done()
     assert "2 of 60 requests/min" in str(gate)
+
+
+async def test_what_is_given_back_wakes_whoever_waits_for_it() -> None:
+    class Stuck(FakeClock):
+        async def sleep(self, seconds: float) -> None:
+            await asyncio.Event().wait()
+
+    clock = Stuck()
+    gate = CallGate(4, clock, input_tokens_per_minute=60_000)
+    clock.advance(timedelta(seconds=1))
+    first, second = gate.permit(900, 1), gate.permit(900, 1)
+    async with first:
+        waiting = asyncio.create_task(second.__aenter__())
+        await turns()
+        assert not waiting.done()
+        first.used(100, 1)
+        await turns()
+        assert waiting.done()

@@ -165,6 +165,7 @@ class CallGate:
         self._in_a_row = 0  # live ones that went while others waited
         self._next: deque[_Turn] | None = None  # whose first one is next
         self._timer: asyncio.Task[None] | None = None
+        self._look_at = 0.0  # when it ends, by the monotonic clock
         self._cool_until = 0.0  # 0 = not cooling down
         self._share = 1.0
         self._calls: dict[Permit, float] = {}  # in flight, oldest first, and when each began
@@ -279,6 +280,8 @@ class CallGate:
         """For `Permit`: requests, input tokens, output tokens."""
         for budget, old, amount in zip(self._budgets, spent, amounts, strict=True):
             budget.correct(old, amount)
+        if self._timer is not None:  # what was given back may be what the next one waits for
+            self._pump()
 
     def _pump(self) -> None:
         """Lets in whoever may go."""
@@ -316,12 +319,15 @@ class CallGate:
         return max(budget.wait(amount, now, self._share) for budget, amount in pairs if budget.limit)
 
     def _look_again_in(self, seconds: float) -> None:
-        if self._timer is None:
-            self._timer = asyncio.create_task(self._look_again(seconds))
+        at = self._clock.monotonic() + seconds
+        if self._timer is not None:
+            if self._look_at <= at + _NOW:
+                return
+            self._timer.cancel()
+        self._look_at = at
+        self._timer = asyncio.create_task(self._look_again(seconds))
 
     async def _look_again(self, seconds: float) -> None:
-        try:
-            await self._clock.sleep(seconds)
-        finally:
-            self._timer = None
+        await self._clock.sleep(seconds)
+        self._timer = None
         self._pump()
