@@ -30,20 +30,17 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
-import signal
-import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from functools import partial
 from itertools import product
 from pathlib import Path
 
+from docsum.local.model_server import whole_number
 from tests.bench import extraction, report
+from tests.bench.command import carry_out, result_path, say
 from tests.bench.contenders import BY_ID
 from tests.bench.stand import BenchFailed, Load, Stand, backend, model_server
-from tests.support.deployment import ROOT
 
 _SECONDS = 16  # about how long a turn lasts
 _FASTEST = 400  # documents a second: about what the slower contenders reach where latency is no limit
@@ -59,19 +56,18 @@ examples:
 """
 
 
-def bench(options: argparse.Namespace, folder: Path) -> None:
-    """What was asked for, to the tables and the file."""
-    found = report.circumstances()
+def bench(options: argparse.Namespace, folder: Path) -> dict[str, object]:
+    """What was asked for, with its tables on the way."""
+    found: dict[str, object] = {}
     if options.only != "loops":
         found["extraction"] = asyncio.run(bench_extraction(options.rounds))
     if options.only != "extraction":
         found["results"] = bench_loops(options, folder)
-    report.save(options.json, found)
-    _say(f"Written to {options.json}.")
+    return found
 
 
 async def bench_extraction(rounds: int) -> list[dict[str, object]]:
-    found = [each async for each in extraction.measure(rounds, _say)]
+    found = [each async for each in extraction.measure(rounds, say)]
     report.show_extraction(found)
     return [report.extraction_as_json(each) for each in found]
 
@@ -79,7 +75,7 @@ async def bench_extraction(rounds: int) -> list[dict[str, object]]:
 def bench_loops(options: argparse.Namespace, folder: Path) -> list[dict[str, object]]:
     """Every latency, with every number of calls in flight."""
     results = []
-    _say("Starting Kafka and the ClickHouse engine.")
+    say("Starting Kafka and the ClickHouse engine.")
     with backend(folder) as settings:
         for latency, in_flight in product(options.latency, options.in_flight):
             # Enough for a turn that is long beside its start and its end.
@@ -104,7 +100,7 @@ def rounds_of(stand: Stand, count: int) -> report.Rounds:
         for name, turn in stand.round(number):
             measured[name] = turn
             where = f"{stand.load.latency:g} s, {stand.load.in_flight} in flight, round {number + 1}"
-            _say(f"{where}, {BY_ID[name].title}: {turn.rate:,.0f} documents/s")
+            say(f"{where}, {BY_ID[name].title}: {turn.rate:,.0f} documents/s")
         rounds.append(measured)
     return rounds
 
@@ -116,32 +112,25 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    path = ROOT / "bench-results" / f"{datetime.now(UTC):%Y-%m-%dT%H%M%SZ}.json"
     add = parser.add_argument
     add(
         "--only",
         choices=("extraction", "loops"),
         help="one of the two parts; default: both; loops: with the peers",
     )
-    add("--documents", type=_count, metavar="N", help="a round; default: enough for 12 to 20 s")
-    add("--rounds", type=_count, default=5, metavar="N", help="default 5")
+    add("--documents", type=whole_number, metavar="N", help="a round; default: enough for 12 to 20 s")
+    add("--rounds", type=whole_number, default=5, metavar="N", help="default 5")
     add("--latency", type=_seconds, default="1.0,0.1", metavar="S,...", help="of a call; default 1.0,0.1")
     add("--in-flight", type=_counts, default="256", metavar="N,...", help="calls at once; default 256")
     add("--quick", action="store_true", help="two short rounds of the loops at 0.1 s, 64 in flight")
-    add("--json", type=Path, default=path, metavar="PATH", help="default bench-results/DATE.json")
+    add("--json", type=Path, default=result_path(), metavar="PATH", help="default bench-results/DATE.json")
     if parser.parse_args(argv).quick:
         parser.set_defaults(**_QUICK)  # what is said besides still counts
     return parser.parse_args(argv)
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)
-
-
 def _counts(text: str) -> list[int]:
-    return [_count(part) for part in text.split(",")]
+    return [whole_number(part) for part in text.split(",")]
 
 
 def _seconds(text: str) -> list[float]:
@@ -154,25 +143,9 @@ def _seconds(text: str) -> list[float]:
     return found
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 def main() -> int:
     options = arguments()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends every process, as Ctrl-C does
-    for name in list(os.environ):
-        if name.startswith(("DOCSUM_", "ANTHROPIC_")):
-            del os.environ[name]  # the bench measures the defaults, and knows no key
-    with tempfile.TemporaryDirectory(prefix="docsum-bench-", ignore_cleanup_errors=True) as folder:
-        try:
-            bench(options, Path(folder).resolve())
-        except (BenchFailed, subprocess.TimeoutExpired) as error:
-            _say(str(error))
-            return 1
-        except KeyboardInterrupt:
-            return 130
-    return 0
+    return carry_out(partial(bench, options), options.json)
 
 
 if __name__ == "__main__":

@@ -17,22 +17,16 @@ import argparse
 import asyncio
 import json
 import os
-import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
-
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from docsum.bootstrap import setup_topics
 from docsum.kafka.codec import EventCodec, new_event
@@ -44,6 +38,7 @@ from docsum.ports import SystemClock
 from docsum.settings import Kafka, Settings
 from docsum.topics import Topology
 from tests.bench import report
+from tests.bench.command import carry_out, result_path, say
 from tests.bench.intake_worker import REST, SETTLE, Mark
 from tests.bench.stand import BenchFailed
 from tests.support.broker import Broker
@@ -307,23 +302,15 @@ def _worker(folder: Path, settings: Settings, longest: float, *arguments: str) -
 
 
 def show(found: _Found) -> None:
-    console = Console(width=None if sys.stdout.isatty() else 150)
-    for title, head, rows in _tables(found):
-        table = Table(*head, title=title, title_justify="left", box=box.SIMPLE_HEAD)
-        for row in rows:
-            table.add_row(*row)
-        console.print(table)
+    report.show_tables(_tables(found))
 
 
 def markdown(found: _Found) -> Iterator[str]:
     """The lines of both tables, for a README."""
-    for title, head, rows in _tables(found):
-        yield from (f"{title}:", "", _row(head), _row(["---", *["---:" for _ in head[1:]]]))
-        yield from map(_row, rows)
-        yield ""
+    return report.markdown(_tables(found))
 
 
-def _tables(found: _Found) -> Iterator[tuple[str, Sequence[str], Sequence[Sequence[str]]]]:
+def _tables(found: _Found) -> Iterator[report.Titled]:
     """Title, head and rows of what was measured."""
     if noop := found.get("noop"):
         again = f", {noop['again']:,} of them twice" if noop["again"] else ""
@@ -350,10 +337,6 @@ def _cells(each: _Found) -> tuple[str, ...]:
     return f"{each['rate']:,.0f}", f"{each['cpu_us']:.0f}", f"{each['mb']:.0f}"
 
 
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
 # -- the command -------------------------------------------------------------------------------------------
 
 
@@ -363,13 +346,18 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    path = ROOT / "bench-results" / f"{datetime.now(UTC):%Y-%m-%dT%H%M%SZ}-intake.json"
     add = parser.add_argument
     add("--only", choices=("noop", "lateness"), help="one of the two; default: both")
     add("--events", type=_size, default=1_000_000, metavar="N", help="default 1000000")
     add("--waiting", type=_size, default=100_000, metavar="N", help="default 100000")
     add("--due", type=_size, default=3_000, metavar="N", help="of those, a second; default 3000")
-    add("--json", type=Path, default=path, metavar="PATH", help="default bench-results/DATE-intake.json")
+    add(
+        "--json",
+        type=Path,
+        default=result_path("intake"),
+        metavar="PATH",
+        help="default bench-results/DATE-intake.json",
+    )
     return parser.parse_args(argv)
 
 
@@ -387,29 +375,15 @@ def _size(text: str) -> int:
     return int(text)
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 def main() -> int:
     options = arguments()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends every process, as Ctrl-C does
-    for name in list(os.environ):
-        if name.startswith("DOCSUM_"):
-            del os.environ[name]  # the bench measures the defaults
-    with tempfile.TemporaryDirectory(prefix="docsum-bench-", ignore_cleanup_errors=True) as folder:
-        try:
-            found = report.circumstances()
-            found["intake"] = measured = measure(Path(folder).resolve(), load_of(options), _say)
-        except (BenchFailed, subprocess.TimeoutExpired) as error:
-            _say(str(error))
-            return 1
-        except KeyboardInterrupt:
-            return 130
-    show(measured)
-    report.save(options.json, found)
-    _say(f"Written to {options.json}.")
-    return 0
+
+    def work(folder: Path) -> Mapping[str, object]:
+        found = measure(folder, load_of(options), say)
+        show(found)
+        return {"intake": found}
+
+    return carry_out(work, options.json)
 
 
 if __name__ == "__main__":

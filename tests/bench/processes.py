@@ -18,30 +18,24 @@ Nothing is asserted but that every document was bought once and stored.
 from __future__ import annotations
 
 import argparse
-import os
-import signal
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import psutil
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
+from docsum.local.model_server import whole_number
 from tests.bench import report, starts
+from tests.bench.command import carry_out, result_path, say
 from tests.bench.scaling import WORKER, Scale, Turn, processes_of, ready_worker, settings_for
-from tests.bench.stand import BenchFailed, Children, Load, Parts, model_server, parts
+from tests.bench.stand import Children, Load, Parts, model_server, parts
 from tests.bench.starts import Start
-from tests.support.deployment import ROOT, ModelServer
+from tests.support.deployment import ModelServer
 
 Rounds = Sequence[Mapping[int, Turn]]  # by the number of workers
 Starts = Sequence[Mapping[str, Start]]
@@ -63,7 +57,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, object]:
     """What was asked for, as it goes into a file. Raises BenchFailed."""
     load = Load(options.latency, options.documents, options.in_flight)
     found: dict[str, object] = {}
-    _say("Starting Kafka and the ClickHouse engine.")
+    say("Starting Kafka and the ClickHouse engine.")
     with parts(folder) as there, model_server(folder / "model", load.latency) as server:
         if options.only != "scaling":
             env = settings_for(there.settings, server, load.in_flight, 1).environment()
@@ -90,7 +84,7 @@ def rounds_of(scale: Scale, steps: Sequence[int], count: int) -> Rounds:
         turns = {}
         for turn in scale.round(number, steps):
             turns[turn.workers] = turn
-            _say(f"{_workers(turn.workers)}, round {number + 1}: {turn.rate:,.0f} documents/s")
+            say(f"{_workers(turn.workers)}, round {number + 1}: {turn.rate:,.0f} documents/s")
         rounds.append({workers: turns[workers] for workers in steps})
     return rounds
 
@@ -185,25 +179,12 @@ def _spread(values: Iterable[float], digits: int) -> str:
 
 
 def show(found: _Found) -> None:
-    """The tables on the terminal: medians, with the lowest and the highest."""
-    console = Console(width=None if sys.stdout.isatty() else 150)
-    for title, columns, rows in tables(found):
-        table = Table(*columns, title=title, title_justify="left", box=box.SIMPLE_HEAD)
-        for row in rows:
-            table.add_row(*row)
-        console.print(table)
+    report.show_tables(tables(found))
 
 
 def markdown(found: _Found) -> Iterator[str]:
     """The lines of the tables, for a README."""
-    for number, (title, columns, rows) in enumerate(tables(found)):
-        yield from ([""] if number else [])
-        yield from (f"{title}:", "", _row(columns), _row(["---", *["---:" for _ in columns[1:]]]))
-        yield from map(_row, rows)
-
-
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+    return report.markdown(tables(found))
 
 
 # -- the command ---------------------------------------------------------------------------------------------
@@ -216,29 +197,34 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    path = ROOT / "bench-results" / f"{datetime.now(UTC):%Y-%m-%dT%H%M%SZ}-processes.json"
     add = parser.add_argument
     add("--only", choices=_PARTS, help="one of the two; default: both; memory comes with scaling")
     add("--workers", type=_counts, default="1,2,4", metavar="N,...", help="default 1,2,4; at most 12")
-    add("--documents", type=_count, default=6_000, metavar="N", help="a turn; default 6000")
-    add("--rounds", type=_count, default=5, metavar="N", help="of scaling; default 5")
+    add("--documents", type=whole_number, default=6_000, metavar="N", help="a turn; default 6000")
+    add("--rounds", type=whole_number, default=5, metavar="N", help="of scaling; default 5")
     add("--latency", type=_seconds, default=0.1, metavar="S", help="of a call; default 0.1")
-    add("--in-flight", type=_count, default=128, metavar="N", help="calls at once in a worker; default 128")
-    add("--starts", type=_count, default=5, metavar="N", help="of each command; default 5")
+    add(
+        "--in-flight",
+        type=whole_number,
+        default=128,
+        metavar="N",
+        help="calls at once in a worker; default 128",
+    )
+    add("--starts", type=whole_number, default=5, metavar="N", help="of each command; default 5")
     add("--rest", type=_seconds, default=10.0, metavar="S", help="before memory at rest; default 10")
-    add("--json", type=Path, default=path, metavar="PATH", help="default bench-results/DATE-processes.json")
+    add(
+        "--json",
+        type=Path,
+        default=result_path("processes"),
+        metavar="PATH",
+        help="default bench-results/DATE-processes.json",
+    )
     return parser.parse_args(argv)
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)
 
 
 def _counts(text: str) -> list[int]:
     """Different numbers, the smallest first."""
-    found = sorted({_count(part) for part in text.split(",")})
+    found = sorted({whole_number(part) for part in text.split(",")})
     if found[-1] > 12:  # partitions
         raise argparse.ArgumentTypeError(f"{found[-1]} workers are more than the 12 partitions")
     return found
@@ -254,29 +240,15 @@ def _seconds(text: str) -> float:
     return found
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 def main() -> int:
     options = arguments()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends every process, as Ctrl-C does
-    for name in list(os.environ):
-        if name.startswith(("DOCSUM_", "ANTHROPIC_")):
-            del os.environ[name]  # the bench measures the defaults, and knows no key
-    before = report.circumstances()
-    with tempfile.TemporaryDirectory(prefix="docsum-bench-", ignore_cleanup_errors=True) as folder:
-        try:
-            found = measure(options, Path(folder).resolve())
-        except (BenchFailed, subprocess.TimeoutExpired) as error:
-            _say(str(error))
-            return 1
-        except KeyboardInterrupt:
-            return 130
-    report.save(options.json, {**before, "processes": found})
-    show(found)
-    _say(f"Written to {options.json}.")
-    return 0
+
+    def work(folder: Path) -> Mapping[str, object]:
+        found = measure(options, folder)
+        show(found)
+        return {"processes": found}
+
+    return carry_out(work, options.json)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,35 @@ _TIMES = ("call ms p50, p99", "added ms p50, p99")
 _EXTRACTION_COLUMNS = ("documents/s", "MB/s", "its rate / bare", "CPU ms/document", "child's peak MB")
 
 
+#: Title, columns and rows of a table; the first column is text, the others are figures.
+Titled = tuple[str, Sequence[str], Iterable[Sequence[str]]]
+
+
+def show_tables(tables: Iterable[Titled]) -> None:
+    """On standard output."""
+    console = Console(width=None if sys.stdout.isatty() else 150)
+    for heading, columns, rows in tables:
+        table = Table(*columns[:1], title=heading, title_justify="left", box=box.SIMPLE_HEAD)
+        for column in columns[1:]:
+            table.add_column(column, justify="right")
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+
+
+def markdown(tables: Iterable[Titled]) -> Iterator[str]:
+    """The lines of the tables, for a README."""
+    for number, (heading, columns, rows) in enumerate(tables):
+        yield from ([""] if number else [])
+        yield from (f"{heading}:", "", markdown_row(columns))
+        yield markdown_row(["---", *["---:" for _ in columns[1:]]])
+        yield from map(markdown_row, rows)
+
+
+def markdown_row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
 def show(load: Load, rounds: Rounds) -> None:
     """A table: medians of the rounds, with the lowest and the highest; and what each contender keeps."""
     table = Table("", *COLUMNS, *_TIMES, title=title(load), title_justify="left", box=box.SIMPLE_HEAD)

@@ -20,11 +20,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import random
-import signal
 import sys
-import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -38,19 +35,16 @@ from typing import Any, Self
 from uuid import UUID, uuid4
 
 from clickhouse_connect.driver.asyncclient import AsyncClient
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from docsum.bootstrap import open_store, setup_store
-from docsum.errors import DocsumError
+from docsum.local.model_server import whole_number
 from docsum.models import EPOCH
 from docsum.settings import Settings, Store
 from docsum.stores.clickhouse import ClickHouseStore
 from docsum.stores.connection import connect, translated
 from tests.bench import filling, report
+from tests.bench.command import carry_out, result_path, say
 from tests.bench.stand import BenchFailed
-from tests.support.deployment import ROOT
 from tests.support.engine import Engine
 
 _AT_ONCE = (1, 50, 500)
@@ -304,29 +298,15 @@ async def _timed(ask: _Ask, seconds: float, repeats: int) -> Times:
 
 
 def show(found: _Found) -> None:
-    """The tables, on standard output."""
-    console = Console(width=None if sys.stdout.isatty() else 150)
-    for title, columns, lines in _tables(found):
-        table = Table(*columns[:1], title=title, title_justify="left", box=box.SIMPLE_HEAD)
-        for column in columns[1:]:
-            table.add_column(column, justify="right")
-        for cells in lines:
-            table.add_row(*cells)
-        console.print(table)
+    report.show_tables(_tables(found))
 
 
 def markdown(found: _Found) -> Iterator[str]:
     """The same tables, for a README."""
-    for number, (title, columns, lines) in enumerate(_tables(found)):
-        yield from ([""] if number else [])
-        yield from (f"{title}:", "")
-        yield _row(columns)
-        yield _row(("---", *["---:" for _ in columns[1:]]))
-        yield from map(_row, lines)
+    return report.markdown(_tables(found))
 
 
-def _tables(found: _Found) -> Iterator[tuple[str, Sequence[str], Sequence[Sequence[str]]]]:
-    """Title, columns and lines of each; the first column is text, the others are figures."""
+def _tables(found: _Found) -> Iterator[report.Titled]:
     stores = found["stores"]
     sizes = [f"{store['documents']:,} documents" for store in stores]
     yield "Rows until they are durable", ("", *_FLUSH_COLUMNS), [*flush_lines(found)]
@@ -367,10 +347,6 @@ def _pair(times: _Found) -> str:
     return f"{times['p50']:,.1f}, {times['p99']:,.1f}"
 
 
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
 # -- the command ---------------------------------------------------------------------------------------------
 
 
@@ -381,7 +357,6 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    path = ROOT / "bench-results" / f"{datetime.now(UTC):%Y-%m-%dT%H%M%SZ}-store.json"
     add = parser.add_argument
     add(
         "--documents",
@@ -390,23 +365,23 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar="N,...",
         help="of a store; default 1000000,10000000",
     )
-    add("--seconds", type=_count, default=10, metavar="N", help="a line at most; default 10")
-    add("--repeats", type=_count, default=300, metavar="N", help="of a question at most; default 300")
+    add("--seconds", type=whole_number, default=10, metavar="N", help="a line at most; default 10")
+    add("--repeats", type=whole_number, default=300, metavar="N", help="of a question at most; default 300")
     add("--quick", action="store_true", help="20,000 and 100,000 documents, 2 s and 50 repeats a line")
-    add("--json", type=Path, default=path, metavar="PATH", help="default bench-results/DATE-store.json")
+    add(
+        "--json",
+        type=Path,
+        default=result_path("store"),
+        metavar="PATH",
+        help="default bench-results/DATE-store.json",
+    )
     if parser.parse_args(argv).quick:
         parser.set_defaults(**_QUICK)  # what is said besides still counts
     return parser.parse_args(argv)
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)
-
-
 def _sizes_of(text: str) -> list[int]:
-    sizes = sorted(set(map(_count, text.split(","))))
+    sizes = sorted(set(map(whole_number, text.split(","))))
     if sizes[0] < max(_AT_ONCE):
         raise argparse.ArgumentTypeError(
             f"a store has at least {max(_AT_ONCE)} documents: they are asked for"
@@ -414,30 +389,15 @@ def _sizes_of(text: str) -> list[int]:
     return sizes
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 def main() -> int:
     options = arguments()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the engine, as Ctrl-C does
-    for name in list(os.environ):
-        if name.startswith("DOCSUM_"):
-            del os.environ[name]  # the bench measures the defaults
-    found = report.circumstances()
-    with tempfile.TemporaryDirectory(prefix="docsum-bench-", ignore_cleanup_errors=True) as folder:
-        work = measure(Path(folder).resolve(), options.documents, options.seconds, options.repeats, _say)
-        try:
-            found["store"] = measured = asyncio.run(work)
-        except (BenchFailed, DocsumError) as error:
-            _say(str(error))
-            return 1
-        except KeyboardInterrupt:
-            return 130
-    show(measured)
-    report.save(options.json, found)
-    _say(f"Written to {options.json}.")
-    return 0
+
+    def work(folder: Path) -> Mapping[str, object]:
+        found = asyncio.run(measure(folder, options.documents, options.seconds, options.repeats, say))
+        show(found)
+        return {"store": found}
+
+    return carry_out(work, options.json)
 
 
 if __name__ == "__main__":

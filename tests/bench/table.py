@@ -38,14 +38,10 @@ def _table(result: _Found) -> Iterator[str]:
     load = Load(result["latency"], result["documents"], result["in_flight"])
     rounds = [{name: Measured(**turn) for name, turn in turns.items()} for turns in result["rounds"]]
     yield from (f"{report.title(load)}:", "")
-    yield _row(("", *report.COLUMNS, "what is left after a kill"))
-    yield _row(("---", *["---:" for _ in report.COLUMNS], "---"))
+    yield report.markdown_row(("", *report.COLUMNS, "what is left after a kill"))
+    yield report.markdown_row(("---", *["---:" for _ in report.COLUMNS], "---"))
     for name, cells in report.lines(rounds):
-        yield _row((BY_ID[name].title, *cells, BY_ID[name].keeps))
-
-
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+        yield report.markdown_row((BY_ID[name].title, *cells, BY_ID[name].keeps))
 
 
 #: What a file may hold, by its name there.
