@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -21,6 +22,8 @@ from docsum.local.model_latency import Latency
 from docsum.local.model_server import Options, serving
 from docsum.models import (
     Answer,
+    Batch,
+    BatchItem,
     BatchState,
     Control,
     ControlState,
@@ -53,11 +56,15 @@ LIMITS = Limits(
 
 
 class Store(MemoryStore):
-    """Fails where it is told to."""
+    """Tells of an intent that it has written down."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.fails: set[str] = set()
+        self.on_intent: Callable[[], None] = lambda: None
+
+    async def add_batch(self, batch: Batch, items: Sequence[BatchItem]) -> None:
+        await super().add_batch(batch, items)
+        self.on_intent()
 
 
 @dataclass
@@ -106,6 +113,7 @@ class Worker:
 
     def __init__(self, bench: Bench, owned: frozenset[int], limits: Limits) -> None:
         self.bench, self.owned = bench, owned
+        self.slept = 0.0  # seconds
         clock = SystemClock()
         self.lane = BatchLane(
             bench.client,
@@ -115,6 +123,7 @@ class Worker:
             limits,
             owned=lambda: self.owned,
             wanted=self._wanted,
+            boot_time=lambda: time.monotonic() + self.slept,
         )
         self.summariser = BatchSummariser(
             bench.client,
@@ -308,6 +317,21 @@ async def test_killed_after_the_intent_and_before_the_request(start: Start) -> N
     assert await bench.billed() == 1
     assert await bench.batches() == 1
     assert bench.states == ["abandoned", "applied"]
+
+
+async def test_an_intent_that_has_grown_old_is_not_sent(start: Start) -> None:
+    """Its worker was frozen meanwhile: another owner may look for that batch by now."""
+    bench = await start("0")
+    worker = bench.worker()
+
+    def freeze() -> None:
+        bench.store.on_intent = lambda: None
+        worker.slept += 60
+
+    bench.store.on_intent = freeze
+    await worker.summarise(1)
+    assert bench.states == ["abandoned", "applied"]
+    assert await bench.billed() == await bench.batches() == 1
 
 
 @pytest.mark.parametrize("ended", [False, True])

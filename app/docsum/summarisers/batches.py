@@ -66,7 +66,7 @@ log = structlog.get_logger(__name__)
 
 MAX_BYTES = 16_000_000  # of a create's body; the API takes 256 MB, which no worker should hold
 _CREATE_TIMEOUT = 120.0  # seconds
-_FRESH = 5.0  # seconds from the moment when an intent is durable to the one when its request leaves
+_FRESH = 5.0  # seconds from the moment when an intent is begun to the one when its request leaves
 _CLOCKS_DIFFER = timedelta(minutes=5)  # ours and the provider's
 _DURABLE_AT_ONCE = 100  # answers
 _READINGS = 3  # of results that lack some of the items
@@ -138,6 +138,11 @@ class Limits:
     doubt: timedelta = timedelta(minutes=10)
 
 
+def _boot_time() -> float:
+    """Seconds that go on while the machine sleeps; a frozen process cannot be late without noticing."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
+
+
 class BatchLane:
     """All batches of one worker. `run` does the work; `find` and `order` are asked by deliveries."""
 
@@ -152,9 +157,11 @@ class BatchLane:
         owned: Callable[[], frozenset[int]],
         wanted: Callable[[UUID | None], Awaitable[bool]],
         answered: Callable[[str], None] = lambda model: None,
+        boot_time: Callable[[], float] = _boot_time,
     ) -> None:
-        """`owned`: partition numbers of this worker; `wanted`: whether a run still wants to buy;
-        `answered` is told of a model that has answered."""
+        """`owned`: partition numbers of this worker; `wanted`: whether a run still wants to buy; `answered`
+        is told of a model that has answered; `boot_time`: seconds that go on while the machine sleeps.
+        """
         self._client = client
         self._store = store
         self._clock = clock
@@ -163,6 +170,7 @@ class BatchLane:
         self._owned = owned
         self._wanted = wanted
         self._answered = answered
+        self._boot_time = boot_time
         self._orders: dict[str, _Order] = {}  # by fingerprint
         self._documents: dict[tuple[str, int], set[str]] = defaultdict(
             set
@@ -361,10 +369,10 @@ class BatchLane:
             name = custom_id(intent, order.item.fingerprint)
             order.item = replace(order.item, intent=intent, custom_id=name)
         each = _Open(batch, {order.item.custom_id: order for order, _ in part})
+        begun = self._boot_time()
         await self._store.add_batch(batch, [order.item for order, _ in part])
-        durable_at = _boot_time()
-        if partition not in self._owned() or _boot_time() - durable_at > _FRESH:
-            await self._give_back(each, BatchState.ABANDONED, "the partition went to another worker")
+        if partition not in self._owned() or self._boot_time() - begun > _FRESH:
+            await self._give_back(each, BatchState.ABANDONED, "another worker may have its partition by now")
             return
         self._open[intent] = each
         async with self._sending:
@@ -627,8 +635,3 @@ def _is_refused(error: Exception) -> bool:
     if isinstance(error, anthropic.APIStatusError):
         return 400 <= error.status_code < 500 and error.status_code not in (408, 409, 499)
     return isinstance(error, anthropic.AnthropicError) and not reply_lost(error)
-
-
-def _boot_time() -> float:
-    """Seconds that go on while the machine sleeps; a frozen process cannot be late without noticing."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
