@@ -219,6 +219,14 @@ async def test_the_list_is_paged_newest_first(start: Start) -> None:
         await caller.sdk.messages.batches.list(after_id="msgbatch_unknown")
 
 
+async def test_no_id_comes_twice_whatever_was_deleted(start: Start) -> None:
+    caller = await start(batch_time=Latency.parse("0"))
+    first, second = await create(caller, 1), await create(caller, 1)
+    await ended(caller, first.id)
+    await caller.sdk.messages.batches.delete(first.id)
+    assert (await create(caller, 1)).id not in (first.id, second.id)
+
+
 async def test_batches_outlive_the_server(tmp_path: Path, model: ExtractiveModel) -> None:
     options = Options(tmp_path, fast=True, batch_time=Latency.parse("0.3"))
     async with serving(options, model) as url, calling(url) as caller:

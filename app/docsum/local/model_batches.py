@@ -21,6 +21,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
 from typing import BinaryIO
 
@@ -154,6 +155,7 @@ class Batches:
         self._duration = duration
         self._chance = chance
         self._prefix = prefix
+        self._numbers = count()
         self._ahead = 0.0  # seconds that this clock is ahead of the real one
         self._moved = asyncio.Event()
         folder.mkdir(parents=True, exist_ok=True)
@@ -189,7 +191,8 @@ class Batches:
             )
         now = self.now()
         ready = _NEVER if never_ends else now + self._duration.draw(self._chance)
-        batch = Batch(f"msgbatch_{self._prefix}{len(self._batches):06x}", version, len(requests), now, ready)
+        name = f"msgbatch_{self._prefix}{next(self._numbers):06x}"
+        batch = Batch(name, version, len(requests), now, ready)
         path = self._path(batch)
         path.mkdir()
         with (path / "requests.jsonl").open("w") as file:
