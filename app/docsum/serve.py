@@ -40,7 +40,6 @@ from docsum.stores.clickhouse import ClickHouseStore
 from docsum.summarisers.anthropic import AnthropicSummariser, make_client
 from docsum.summarisers.batched import BatchSummariser
 from docsum.summarisers.batches import BatchLane
-from docsum.summarisers.batches import Limits as BatchLimits
 from docsum.summarisers.gate import CallGate
 from docsum.summarisers.prices import Prices
 from docsum.summarisers.quality import language
@@ -104,7 +103,7 @@ async def _work(settings: Settings, stop: asyncio.Event, lane: Lane, set_up: boo
             store,
             clock,
             prices,
-            _batch_limits(settings),
+            settings.batch,
             owned=lambda: worker.owned,
             wanted=lambda run_id: pipeline.still_wants(run_id),  # noqa: PLW0108 - it is made below
             answered=lambda model: pipeline.breakers.of(f"model {model}").succeeded("a batch"),
@@ -119,7 +118,7 @@ async def _work(settings: Settings, stop: asyncio.Event, lane: Lane, set_up: boo
             reuse_scope=settings.model.reuse_scope,
         )
         stack.push_async_callback(client.close)
-        await asyncio.to_thread(language.load)  # a second: better now than in front of the first document
+        await asyncio.to_thread(language.load)  # better now than in front of the first document
         pipeline = Pipeline(
             codec=codec,
             fetcher=fetcher,
@@ -256,11 +255,6 @@ def _calm_the_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 50, 100)
-
-
-def _batch_limits(settings: Settings) -> BatchLimits:
-    batch = settings.batch
-    return BatchLimits(batch.max_requests, batch.max_age, batch.quiet, batch.poll, batch.doubt)
 
 
 def _membership(settings: Settings, lane: Lane, name: str, retries: Sequence[str]) -> Membership:

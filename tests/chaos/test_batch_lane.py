@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import random
-import urllib.request
 from collections import Counter
 from datetime import timedelta
 from pathlib import Path
@@ -75,8 +73,7 @@ def progress(fleet: Fleet, run_id: str) -> int:
 
 def judge(fleet: Fleet, model: ModelServer) -> None:
     """The bill beside the ledger, call by call; every batch reconciled; everything committed."""
-    with urllib.request.urlopen(f"{model.url}/_billing?entries=1", timeout=60) as answer:
-        billed = [json.loads(line) for line in answer.read().splitlines()]
+    billed = model.entries()
     assert {entry["service_tier"] for entry in billed} == {"batch"}
     again = {name: times for name, times in Counter(e["fingerprint"] for e in billed).items() if times > 1}
     assert not again

@@ -16,6 +16,7 @@ import aiohttp
 import anthropic
 import pytest
 
+from docsum import settings
 from docsum.errors import ModelAccountBlocked, ModelRefused, ModelRejectedDocument
 from docsum.local.extractive import ExtractiveModel
 from docsum.local.model_latency import Latency
@@ -40,14 +41,14 @@ from docsum.settings import Model
 from docsum.stores.memory import MemoryStore
 from docsum.summarisers.anthropic import make_client
 from docsum.summarisers.batched import BatchSummariser
-from docsum.summarisers.batches import BatchLane, Limits, custom_id
+from docsum.summarisers.batches import BatchLane, custom_id
 from docsum.summarisers.gate import CallGate
 from docsum.summarisers.prices import Prices
 from tests.support.fakes import START, reference
 from tests.support.waiting import eventually
 
 RECIPE, PRICES = Recipe("claude-haiku-5-5", words=40), Prices.load()
-LIMITS = Limits(
+LIMITS = settings.Batch(
     max_requests=4,
     quiet=timedelta(seconds=0.2),
     poll=timedelta(seconds=0.05),
@@ -78,7 +79,7 @@ class Bench:
     wanted: set[UUID | None] = field(default_factory=lambda: {None})
     workers: list[Worker] = field(default_factory=list)
 
-    def worker(self, *owned: int, limits: Limits = LIMITS) -> Worker:
+    def worker(self, *owned: int, limits: settings.Batch = LIMITS) -> Worker:
         made = Worker(self, frozenset(owned or (0,)), limits)
         self.workers.append(made)
         return made
@@ -111,7 +112,7 @@ class Bench:
 class Worker:
     """What a worker process does with deliveries of the lane: asks, is told Later, asks again."""
 
-    def __init__(self, bench: Bench, owned: frozenset[int], limits: Limits) -> None:
+    def __init__(self, bench: Bench, owned: frozenset[int], limits: settings.Batch) -> None:
         self.bench, self.owned = bench, owned
         self.slept = 0.0  # seconds
         clock = SystemClock()
@@ -263,7 +264,7 @@ async def test_the_same_text_is_bought_once(start: Start) -> None:
 
 async def test_a_long_document_is_read_in_one_batch_and_summarised_in_the_next(start: Start) -> None:
     bench = await start()
-    worker = bench.worker(limits=replace(LIMITS, max_requests=100))
+    worker = bench.worker(limits=LIMITS.model_copy(update={"max_requests": 100}))
     recipe = replace(RECIPE, single_shot_tokens=1_000)
     text = "\n\n".join(f"# Chapter {n}\n\n" + f"The harbour number {n} was dredged. " * 60 for n in range(8))
     event = reference(document_id="long")
@@ -296,7 +297,7 @@ async def test_a_long_document_is_read_in_one_batch_and_summarised_in_the_next(s
 
 async def test_killed_while_collecting_nothing_was_bought(start: Start) -> None:
     bench = await start("0")
-    first = bench.worker(limits=replace(LIMITS, quiet=timedelta(hours=1)))
+    first = bench.worker(limits=LIMITS.model_copy(update={"quiet": timedelta(hours=1)}))
     first.start(1)
     await eventually(lambda: first.set_aside == 1)
     first.kill()
@@ -338,7 +339,7 @@ async def test_an_intent_that_has_grown_old_is_not_sent(start: Start) -> None:
 async def test_killed_after_the_request_left(start: Start, ended: bool) -> None:
     bench = await start("0" if ended else "3600")
     await bench.fault("batches.create", kind="reset_after_accept", times=1)
-    first = bench.worker(limits=replace(LIMITS, poll=timedelta(hours=1)))
+    first = bench.worker(limits=LIMITS.model_copy(update={"poll": timedelta(hours=1)}))
     first.start(*range(3))
     await eventually(lambda: bench.states == ["in_doubt"])
     first.kill()
@@ -516,7 +517,7 @@ async def test_what_no_batch_has_by_then_is_bought_live(start: Start) -> None:
     run = replace(a_run(), by=datetime.now(UTC) + timedelta(seconds=1))
     bench.wanted.add(run.id)
     await bench.store.save_run(run)
-    worker = bench.worker(0, 1, limits=replace(LIMITS, quiet=timedelta(hours=1)))
+    worker = bench.worker(0, 1, limits=LIMITS.model_copy(update={"quiet": timedelta(hours=1)}))
     waiting = worker.start(*range(4), run_id=run.id)  # as many as a batch takes: it is sent at once
     await submitted(bench)
     collected = worker.start(4, 5, run_id=run.id, partition=1)

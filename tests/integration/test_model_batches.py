@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import anthropic
@@ -16,12 +15,11 @@ from docsum.local.extractive import ExtractiveModel
 from docsum.local.model_batches import MAX_REQUESTS, RESULTS_KEPT
 from docsum.local.model_latency import Latency
 from docsum.local.model_server import Options, serving
-from tests.support.model_caller import HEADERS, Caller, Json, ask, calling
+from tests.support.model_caller import HEADERS, Caller, Json, Start, ask, calling, starting
 from tests.support.waiting import eventually
 
 DAY = 24 * 3600
 PATH = "/v1/messages/batches"
-Start = Callable[..., Awaitable[Caller]]
 
 
 @pytest.fixture(scope="module")
@@ -31,15 +29,9 @@ def model() -> ExtractiveModel:
 
 @pytest.fixture
 async def start(tmp_path: Path, model: ExtractiveModel) -> AsyncIterator[Start]:
-    """Start a server in this process whose batches take an hour unless its options say otherwise."""
-    async with AsyncExitStack() as stack:
-
-        async def started(**options: Json) -> Caller:
-            chosen: Json = {"fast": True, "batch_time": Latency.parse("3600")} | options
-            url = await stack.enter_async_context(serving(Options(tmp_path, **chosen), model))
-            return await stack.enter_async_context(calling(url))
-
-        yield started
+    """Batches take an hour unless the options say otherwise."""
+    async with starting(tmp_path, model, fast=True, batch_time=Latency.parse("3600")) as start:
+        yield start
 
 
 def requests(count: int, **changes: Json) -> list[Json]:

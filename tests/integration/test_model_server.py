@@ -10,8 +10,7 @@ import statistics
 import subprocess
 import sys
 from base64 import b64encode
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
 import anthropic
@@ -33,13 +32,13 @@ from tests.support.model_caller import (
     TEXT,
     Caller,
     Json,
+    Start,
     ask,
     calling,
     said,
+    starting,
 )
 from tests.support.waiting import eventually
-
-Start = Callable[..., Awaitable[Caller]]
 
 
 @pytest.fixture(scope="module")
@@ -49,14 +48,8 @@ def model() -> ExtractiveModel:
 
 @pytest.fixture
 async def start(tmp_path: Path, model: ExtractiveModel) -> AsyncIterator[Start]:
-    """Start a server in this process, with the options that are named."""
-    async with AsyncExitStack() as stack:
-
-        async def started(**options: Json) -> Caller:
-            url = await stack.enter_async_context(serving(Options(tmp_path, **options), model))
-            return await stack.enter_async_context(calling(url))
-
-        yield started
+    async with starting(tmp_path, model) as start:
+        yield start
 
 
 # --- answers ----------------------------------------------------------------------------------------------

@@ -103,6 +103,11 @@ class ModelServer:
         with urllib.request.urlopen(self.url + path, timeout=30) as answer:
             return json.loads(answer.read())
 
+    def entries(self) -> list[dict[str, Any]]:
+        """Every billed request."""
+        with urllib.request.urlopen(f"{self.url}/_billing?entries=1", timeout=60) as answer:
+            return [json.loads(line) for line in answer.read().splitlines()]
+
     def fail(self, *rules: Mapping[str, object]) -> None:
         """These fault rules and no others from now on."""
         self.put("/_faults", list(rules))

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 from anthropic import AsyncAnthropic, DefaultAioHttpClient
 from anthropic.types import Message, TextBlock
+
+from docsum.local.extractive import ExtractiveModel
+from docsum.local.model_server import Options, serving
 
 Json = Any  # decoded JSON of any shape
 HEADERS = {"x-api-key": "local", "anthropic-version": "2026-10-21"}
@@ -90,6 +95,21 @@ class Caller:
             return bool(wanted.items() <= (await self.get("/_billing")).items())
 
         return check
+
+
+Start = Callable[..., Awaitable[Caller]]
+
+
+@asynccontextmanager
+async def starting(home: Path, model: ExtractiveModel, **always: Json) -> AsyncIterator[Start]:
+    """Starts servers in this process, with these options and those that are named each time."""
+    async with AsyncExitStack() as stack:
+
+        async def started(**options: Json) -> Caller:
+            url = await stack.enter_async_context(serving(Options(home, **(always | options)), model))
+            return await stack.enter_async_context(calling(url))
+
+        yield started
 
 
 class calling:  # noqa: N801 - used as a context manager, reads as a verb

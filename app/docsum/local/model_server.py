@@ -170,13 +170,8 @@ class ModelServer:
     async def _messages(self, request: web.BaseRequest, request_id: str) -> web.StreamResponse:
         ask = parse_ask(await read_json(request), check_headers(request.headers))
         fault = self._draw(Endpoint.MESSAGES, texts_of(ask), ask.model.id)
-        kind = fault.kind if fault else None
-        if fault and kind is FaultKind.ERROR:
-            raise fault.error()
-        if kind is FaultKind.RESET:
-            return reset(request)
-        if kind is FaultKind.HANG:
-            await self._loop.create_future()  # until the client or this server gives up
+        if gone := await self._spoilt(request, fault):
+            return gone
         self._limits.admit(ask.input_tokens, self._loop.time())
         reply = await self._answer(ask)
         reply = fault.bend(reply) if fault else reply
@@ -187,7 +182,7 @@ class ModelServer:
         try:
             if delay := self._options.latency.draw(self._latency_chance):
                 await asyncio.sleep(delay)
-            if kind is FaultKind.RESET_AFTER_ACCEPT:
+            if fault and fault.kind is FaultKind.RESET_AFTER_ACCEPT:
                 self._ledger.settle(receipt, Outcome.LOST)
                 return reset(request)
             sent = await send(request, response, fault)

@@ -45,6 +45,7 @@ import anthropic
 import httpx2
 import structlog
 
+from docsum import settings
 from docsum.errors import DocsumError, ModelFaltered, StoreError, TooLong
 from docsum.models import (
     Answer,
@@ -60,6 +61,7 @@ from docsum.models import (
 from docsum.ports import Clock, Later
 from docsum.summarisers import prompt
 from docsum.summarisers.prices import OnTheirWay, Prices
+from docsum.summarisers.prompt import Reply
 from docsum.summarisers.provider_errors import reply_lost, translate, translate_item
 
 log = structlog.get_logger(__name__)
@@ -127,17 +129,6 @@ class _Open:
     strangers: set[str] = field(default_factory=set)  # batches that look like it and are not
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """When a batch is sent, and how often is looked."""
-
-    max_requests: int = 1_000
-    max_age: timedelta = timedelta(minutes=10)
-    quiet: timedelta = timedelta(seconds=30)  # nothing more has come for so long
-    poll: timedelta = timedelta(seconds=30)
-    doubt: timedelta = timedelta(minutes=10)
-
-
 def _boot_time() -> float:
     """Seconds that go on while the machine sleeps; a frozen process cannot be late without noticing."""
     return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
@@ -152,7 +143,7 @@ class BatchLane:
         store: BatchStore,
         clock: Clock,
         prices: Prices,
-        limits: Limits,
+        limits: settings.Batch,
         *,
         owned: Callable[[], frozenset[int]],
         wanted: Callable[[UUID | None], Awaitable[bool]],
@@ -172,9 +163,7 @@ class BatchLane:
         self._answered = answered
         self._boot_time = boot_time
         self._orders: dict[str, _Order] = {}  # by fingerprint
-        self._documents: dict[tuple[str, int], set[str]] = defaultdict(
-            set
-        )  # fingerprints of a document's version
+        self._documents: dict[tuple[str, int], set[str]] = defaultdict(set)  # fingerprints, by id and version
         self._on_their_way = OnTheirWay()
         self._failures: dict[str, DocsumError] = {}  # of items, until their delivery asks
         self._spools: dict[int, _Spool] = {}
@@ -189,10 +178,13 @@ class BatchLane:
         collected = sum(len(spool.orders) for spool in self._spools.values())
         waiting = sum(each.batch.size for each in self._open.values())
         doubtful = sum(each.batch.state is BatchState.IN_DOUBT for each in self._open.values())
-        parts = [f"{len(self._open)} batches open with {waiting} requests", f"{collected} collected"]
-        if doubtful:
-            parts.append(f"{doubtful} in doubt")
-        return ", ".join((*parts, self._hold)[: len(parts) + bool(self._hold)])
+        parts = (
+            f"{len(self._open)} batches open with {waiting} requests",
+            f"{collected} collected",
+            f"{doubtful} in doubt" if doubtful else "",
+            self._hold,
+        )
+        return ", ".join(filter(None, parts))
 
     async def settled(self, timeout: timedelta) -> None:
         """Returns when no create is under way, or after that time."""
@@ -248,7 +240,7 @@ class BatchLane:
         spool.bytes += len(line)
 
     def _note(self, item: BatchItem) -> _Order:
-        cost = self._prices.cost(item.model, Usage(item.input_tokens, item.output_tokens), Lane.BATCH)
+        cost = self._prices.cost(item.model, _expected(item), Lane.BATCH)
         order = _Order(item, cost, asyncio.get_running_loop().create_future())
         self._orders[item.fingerprint] = order
         self._on_their_way.add(item.run_id, cost)
@@ -342,25 +334,19 @@ class BatchLane:
     async def _submit(self, partition: int) -> None:
         """Sends what was collected, in parts that are small enough. What is not sent is asked again."""
         spool = self._spools.pop(partition)
-        unsent = dict.fromkeys(map(id, spool.orders))
         try:
             # Much may have been asked for while they were collected.
-            runs = spool.runs
             wanted = {
-                run_id: await self._wanted(run_id) and not await self.is_late(run_id) for run_id in runs
+                run_id: await self._wanted(run_id) and not await self.is_late(run_id) for run_id in spool.runs
             }
             spool.file.seek(0)
             lines = zip(spool.orders, spool.file, strict=True)
-            for part in _parts(
-                ((order, line) for order, line in lines if wanted[order.item.run_id]),
-                self._limits.max_requests,
-            ):
+            bought = ((order, line) for order, line in lines if wanted[order.item.run_id])
+            for part in _parts(bought, self._limits.max_requests):
                 await self._buy(partition, part)
-                for order, _ in part:
-                    del unsent[id(order)]
         finally:
             spool.file.close()
-            self._forget([order for order in spool.orders if id(order) in unsent])
+            self._forget([order for order in spool.orders if order.item.intent not in self._open])
 
     async def _buy(self, partition: int, part: Sequence[tuple[_Order, bytes]]) -> None:
         now, intent = self._clock.now(), secrets.token_hex(6)
@@ -401,7 +387,8 @@ class BatchLane:
         failure = translate(error)
         await self._give_back(each, BatchState.REJECTED, str(failure))
         if isinstance(failure, TooLong) and len(each.orders) > 1:
-            self._limits = replace(self._limits, max_requests=max(1, len(each.orders) // 2))
+            smaller = {"max_requests": len(each.orders) // 2}
+            self._limits = self._limits.model_copy(update=smaller)
         wait = getattr(failure, "retry_after", None) or _WAIT
         self._rest_until = self._clock.monotonic() + wait.total_seconds()
         self._hold = str(failure)
@@ -506,7 +493,7 @@ class BatchLane:
                 log.error("a result that nobody asked for", action="batch", custom_id=line["custom_id"])
                 continue
             if line["custom_id"] not in ends and result["type"] == "succeeded":
-                answer = self._answer(order.item, result["message"])
+                answer = self._answer(order.item, prompt.read_message(result["message"]))
                 cost += answer.cost
                 ready.append(answer)
             elif result["type"] == "errored":
@@ -519,7 +506,7 @@ class BatchLane:
         if missing and each.readings < _READINGS:
             each.readings += 1
             return
-        ready += [self._lost(order) for order in missing]
+        ready += [self._answer(order.item, _lost(order.item)) for order in missing]
         if ready:
             await self._store.write(Rows(answers=tuple(ready)))
         counts = Counter(ends.values())
@@ -534,9 +521,8 @@ class BatchLane:
             missing=len(missing),
             cost=cost,
         )
-        for model in {
-            order.item.model for name, order in each.orders.items() if ends.get(name) == "succeeded"
-        }:
+        succeeded = (order for name, order in each.orders.items() if ends.get(name) == "succeeded")
+        for model in {order.item.model for order in succeeded}:
             self._answered(model)
         del self._open[each.batch.intent]
         self._forget(each.orders.values())
@@ -554,8 +540,7 @@ class BatchLane:
             if text.strip():
                 yield json.loads(text)
 
-    def _answer(self, item: BatchItem, message: Json) -> Answer:
-        reply = prompt.read_message(message)
+    def _answer(self, item: BatchItem, reply: Reply) -> Answer:
         return Answer(
             fingerprint=item.fingerprint,
             request_id=reply.id,
@@ -574,32 +559,20 @@ class BatchLane:
             detail=reply.detail,
         )
 
-    def _lost(self, order: _Order) -> Answer:
-        """In place of a result that never came: it may have been paid for."""
-        item = order.item
-        return Answer(
-            fingerprint=item.fingerprint,
-            request_id=f"lost-{item.custom_id}",
-            model=item.model,
-            raw="",
-            usage=Usage(item.input_tokens, item.output_tokens),
-            cost=order.cost,
-            price_version=self._prices.version,
-            status="lost",
-            answered_at=self._clock.now(),
-            latency_ms=0,
-            document_id=item.document_id,
-            run_id=item.run_id,
-            chunk=item.chunk,
-            lane=Lane.BATCH,
-            detail="no result",
-        )
-
     def _note_failure(self, item: BatchItem, error: Mapping[str, Json]) -> None:
         """What is this document's own, or the account's, its delivery is told; the rest is asked again."""
         failure = translate_item(error)
         if not isinstance(failure, ModelFaltered):
             self._failures[item.fingerprint] = failure
+
+
+def _lost(item: BatchItem) -> Reply:
+    """In place of a result that never came: it may have been paid for."""
+    return Reply(f"lost-{item.custom_id}", "", _expected(item), "lost", "no result")
+
+
+def _expected(item: BatchItem) -> Usage:
+    return Usage(item.input_tokens, item.output_tokens)
 
 
 def _parts(lines: Iterable[tuple[_Order, bytes]], most: int) -> Iterator[list[tuple[_Order, bytes]]]:

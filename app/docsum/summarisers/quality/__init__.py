@@ -3,7 +3,7 @@
 `review` takes out links that the document lacks and what exceeds the length, and says in `warnings` what else
 looks wrong: invented numbers and names, the wrong language, a length far from the one asked for, a document
 that gives instructions. Measured on one core: 1 ms with a document of 10 KB, 60 ms with one of 3 MB, 130 ms
-where many numbers and names are invented; once, a second for the language model (see `language.load`).
+where many numbers and names are invented.
 """
 
 from __future__ import annotations
