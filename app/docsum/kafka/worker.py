@@ -21,7 +21,7 @@ from typing import Any
 import faust
 import faust.transport.drivers.aiokafka as faust_driver
 import structlog
-from aiokafka import TopicPartition
+from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 from aiokafka.errors import CommitFailedError, KafkaError
 from aiokafka.structs import OffsetAndMetadata
@@ -191,6 +191,7 @@ class KafkaWorker:
         # partition n of every topic to one worker, which keeps two deliveries of a document together.
         faust_driver.RoundRobinPartitionAssignor = RangePartitionAssignor  # type: ignore[attr-defined]  # its own import
         read_any_header()
+        AIOKafkaConsumer.seek_to_committed = seek_to_committed
         member = self._membership
         rebalance = member.drain + timedelta(seconds=45)
         app: Any = faust.App(
@@ -539,3 +540,17 @@ def is_working(trip: Trip) -> bool:
     The store waits out its own trouble, for hours if need be, and says so itself.
     """
     return trip.held is None and trip.stage != "store" and (trip.stage != "summarise" or trip.paid)
+
+
+async def seek_to_committed(consumer: Any) -> dict[TopicPartition, int | None]:
+    """In place of aiokafka's, which leaves the position of a partition alone that has no offset, or offset 0.
+
+    What Faust has fetched in the middle of a rebalance it throws away, and calls this to have it again: the
+    first records of a new partition were never read, and later commits passed over them.
+    """
+    partitions = consumer._subscription.assigned_partitions()
+    found = await consumer._coordinator.fetch_committed_offsets(partitions)
+    offsets = {tp: found[tp].offset if tp in found else None for tp in partitions}
+    for tp in partitions & consumer._subscription.assigned_partitions():
+        consumer._fetcher.seek_to(tp, offsets[tp] or 0)  # before the log's start: begins there
+    return offsets
