@@ -182,6 +182,22 @@ def test_a_worker_that_froze_before_it_told_its_partitions_is_found_by_those_tha
     assert "nobody else has its partitions 7" in sentences(seen)
 
 
+def test_workers_without_a_partition_are_told_once_the_others_have_one_each() -> None:
+    def seen(*shares: tuple[str, ...]) -> str:
+        workers = tuple(worker(f"worker-{n}", partitions=share) for n, share in enumerate(shares))
+        batch = worker("batch-1", lane=Lane.BATCH, partitions=("docsum.batch[0]", "docsum.batch[1]"))
+        return sentences(health(stored=stored(workers=(*workers, batch))))
+
+    ones = [(f"docsum.documents[{n}]", f"docsum.backfill[{n}]") for n in range(12)]
+    assert seen(*ones) == ""
+    assert seen(*ones, *[()] * 12) == (
+        "24 workers of the live lane share 12 partitions: at most 12 of them are useful,"
+        " the rest have nothing to do. End those, or raise DOCSUM_TOPICS__PARTITIONS and run `docsum setup topics`."
+    )
+    joining = MEMBER.partitions, ()
+    assert seen(*joining) == seen((), ()) == ""
+
+
 def test_a_hold_is_told_once_with_what_to_do_and_who_else_says_so() -> None:
     both = (worker("worker-1", holds=(HOLD,)), worker("worker-2", holds=(HOLD,)))
     (trouble,) = troubles(health(stored=stored(workers=both)))

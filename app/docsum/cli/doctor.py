@@ -101,6 +101,7 @@ async def examine() -> AsyncIterator[Finding]:
     if reachable is not None:
         yield await _topics(reachable)
         yield await _store(reachable)
+        yield await _workers(reachable)
     yield await _model(settings)
 
 
@@ -204,6 +205,18 @@ async def _store(settings: Settings) -> Finding:
     except DocsumError as error:
         return Finding("ClickHouse", str(error), row_of(error).hint)
     return Finding("tables", "as they should be")
+
+
+async def _workers(settings: Settings) -> Finding:
+    from docsum.cli.health import look
+    from docsum.cli.troubles import too_many_workers
+
+    health = await look(settings, local=not settings.explicit)
+    for trouble in too_many_workers(health):
+        return Finding("workers", trouble.what, trouble.do)
+    if health.stored.workers is None and not health.pages:
+        return Finding("workers", "not known while nothing tells of them")
+    return Finding("workers", f"{len(health.living)} at work")
 
 
 async def _model(settings: Settings) -> Finding:

@@ -10,7 +10,7 @@ from itertools import groupby
 from docsum.cli.health import Health
 from docsum.cli.output import larger_budget, sentence, span, standing
 from docsum.errors import REASONS, DocsumError, Row, row_of
-from docsum.models import ALL_WORK, LIVE_EVENTS, ControlState, RunState
+from docsum.models import ALL_WORK, LIVE_EVENTS, ControlState, Lane, RunState
 
 _WORD = re.compile(r"\w+")
 #: Reasons of holds that the controls tell already.
@@ -30,7 +30,17 @@ class Trouble:
 
 def troubles(health: Health) -> list[Trouble]:
     """Empty when all is well."""
-    parts = (_silent_parts, _stack, _controls, _nobody, _silent_workers, _holds, _lost, _runs)
+    parts = (
+        _silent_parts,
+        _stack,
+        _controls,
+        _nobody,
+        _silent_workers,
+        too_many_workers,
+        _holds,
+        _lost,
+        _runs,
+    )
     return [trouble for part in parts for trouble in part(health)]
 
 
@@ -100,6 +110,19 @@ def _silent_workers(health: Health) -> Iterator[Trouble]:
             )
 
 
+def too_many_workers(health: Health) -> Iterator[Trouble]:
+    """Of each lane. Partitions are shared out evenly: some have none only where the others have one each."""
+    for lane in Lane:
+        workers = [worker for worker in health.living if worker.lane is lane]
+        useful = [share for worker in workers if (share := _numbers(worker.partitions))]
+        if useful and len(useful) < len(workers) and all(len(share) == 1 for share in useful):
+            yield Trouble(
+                f"{len(workers)} workers of the {lane} lane share {len(useful)} partitions: at most"
+                f" {len(useful)} of them are useful, the rest have nothing to do.",
+                "End those, or raise DOCSUM_TOPICS__PARTITIONS and run `docsum setup topics`.",
+            )
+
+
 def _holds(health: Health) -> Iterator[Trouble]:
     """By reason: the sentence of one worker, and how many others say the same."""
     known = () if health.stored.controls is None else _ASKED_FOR
@@ -148,14 +171,17 @@ def _runs(health: Health) -> Iterator[Trouble]:
 
 def compact(partitions: Iterable[str]) -> str:
     """`docsum.documents[0]`, `docsum.documents[1]`, ... as `0-1`: the numbers are the same of every topic."""
-    numbers = sorted({int(partition.rpartition("[")[2].rstrip("]")) for partition in partitions})
     ranges: list[list[int]] = []
-    for number in numbers:
+    for number in sorted(_numbers(partitions)):
         if ranges and number == ranges[-1][-1] + 1:
             ranges[-1].append(number)
         else:
             ranges.append([number])
     return ",".join(str(each[0]) if len(each) == 1 else f"{each[0]}-{each[-1]}" for each in ranges)
+
+
+def _numbers(partitions: Iterable[str]) -> set[int]:
+    return {int(partition.rpartition("[")[2].rstrip("]")) for partition in partitions}
 
 
 def next_command(found: Sequence[Trouble]) -> str:
