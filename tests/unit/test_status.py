@@ -190,10 +190,8 @@ def test_workers_without_a_partition_are_told_once_the_others_have_one_each() ->
 
     ones = [(f"docsum.documents[{n}]", f"docsum.backfill[{n}]") for n in range(12)]
     assert seen(*ones) == ""
-    assert seen(*ones, *[()] * 12) == (
-        "24 workers of the live lane share 12 partitions: at most 12 of them are useful,"
-        " the rest have nothing to do. End those, or raise DOCSUM_TOPICS__PARTITIONS and run `docsum setup topics`."
-    )
+    told = "24 workers of the live lane share 12 partitions: at most 12 of them are useful"
+    assert told in seen(*ones, *[()] * 12)
     joining = MEMBER.partitions, ()
     assert seen(*joining) == seen((), ()) == ""
 
