@@ -277,11 +277,12 @@ class BatchState(enum.StrEnum):
     @property
     def rank(self) -> int:
         """A higher one always shows over a lower one, whatever the clocks of two owners say."""
-        return OPEN_BATCHES.index(self) if self.is_open else len(OPEN_BATCHES)
+        return _BATCH_RANKS.index(self) if self in _BATCH_RANKS else len(_BATCH_RANKS)
 
 
-#: In the order in which a batch may go through them.
 OPEN_BATCHES = (BatchState.SUBMITTING, BatchState.IN_DOUBT, BatchState.SUBMITTED)
+#: One that was given up may turn out to have been made: its worker was frozen while it sent it.
+_BATCH_RANKS = (BatchState.SUBMITTING, BatchState.IN_DOUBT, BatchState.ABANDONED, BatchState.SUBMITTED)
 
 
 @dataclass(frozen=True, slots=True)

@@ -215,8 +215,10 @@ class SummaryStore(Protocol):
     async def save_batch(self, batch: Batch) -> None:
         """Upsert; a later state always shows over an earlier one."""
 
-    async def open_batches(self, partitions: Collection[int]) -> Sequence[tuple[Batch, Sequence[BatchItem]]]:
-        """Those of these partitions that are not done with, oldest first."""
+    async def open_batches(
+        self, partitions: Collection[int], known: Collection[str] = ()
+    ) -> Sequence[tuple[Batch, Sequence[BatchItem]]]:
+        """Those of these partitions that are not done with, oldest first, without the known intents."""
 
     async def provider_batches(self, since: datetime) -> Mapping[str, str]:
         """The provider's ids of the batches that were begun since then, and our ids of them."""

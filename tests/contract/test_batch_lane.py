@@ -422,6 +422,41 @@ async def test_a_partition_that_moves_takes_its_batches_along(start: Start) -> N
     assert await bench.billed() == len(bench.answers) == 4
 
 
+class FrozenClient:
+    """A client whose process stands still within the call that sends a batch."""
+
+    def __init__(self, client: anthropic.AsyncAnthropic) -> None:
+        self._client = client
+        self.reached, self.thaw = asyncio.Event(), asyncio.Event()
+
+    async def post(self, *arguments: Any, **named: Any) -> Any:
+        self.reached.set()
+        await self.thaw.wait()
+        return await self._client.post(*arguments, **named)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+
+async def test_what_a_worker_frozen_in_the_send_buys_again_is_in_the_ledger(start: Start) -> None:
+    """The one case in which a batch is bought twice: nobody can know, but the bill is told in full."""
+    bench = await start("0")
+    honest, frozen = bench.client, FrozenClient(bench.client)
+    bench.client = frozen  # type: ignore[assignment]  # stands in for it
+    first = bench.worker()
+    bench.client = honest
+    first.start(*range(3))
+    await frozen.reached.wait()
+    second = bench.worker()
+    await asyncio.gather(*second.start(*range(3)))
+    assert bench.states == ["abandoned", "applied"]
+
+    first.owned = frozenset()  # it is told so as soon as it goes on
+    frozen.thaw.set()
+    await eventually(lambda: bench.states == ["applied", "applied"])
+    assert await bench.billed() == len(bench.answers) == 6
+
+
 # -- what becomes of single items ----------------------------------------------------------------------------
 
 

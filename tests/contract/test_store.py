@@ -409,7 +409,9 @@ async def test_an_open_batch_comes_back_with_its_items_and_never_goes_back_a_sta
     known = replace(begun, state=BatchState.SUBMITTED, provider_id="msgbatch_1")
     await store.save_batch(known)
     await store.save_batch(replace(begun, changed_at=NOW + timedelta(minutes=1)))
+    await store.save_batch(replace(begun, state=BatchState.ABANDONED, changed_at=NOW + timedelta(minutes=2)))
     assert [found for found, _ in await store.open_batches({3})] == [known]
+    assert list(await store.open_batches({3}, {begun.intent})) == []
     assert await store.provider_batches(NOW) == {"msgbatch_1": begun.intent}
     assert await store.provider_batches(NOW + timedelta(seconds=1)) == {}
     ended = replace(

@@ -24,10 +24,12 @@ WHERE {{every:Bool}} OR intent IN (SELECT intent FROM batch_items WHERE run_id =
 ORDER BY created_at DESC, intent LIMIT {{limit:UInt32}}"""  # noqa: S608 - our own names
 
 
-async def open_of(ask: Ask, partitions: Collection[int]) -> Sequence[tuple[Batch, Sequence[BatchItem]]]:
+async def open_of(
+    ask: Ask, partitions: Collection[int], known: Collection[str]
+) -> Sequence[tuple[Batch, Sequence[BatchItem]]]:
     states = [state.value for state in OPEN_BATCHES]
     found = await ask(_OPEN, states=states, partitions=sorted(partitions))
-    batches = [batch_of(values) for values in found]
+    batches = [batch for values in found if (batch := batch_of(values)).intent not in known]
     items: dict[str, list[BatchItem]] = defaultdict(list)
     if batches:
         for values in await ask(_ITEMS, intents=[batch.intent for batch in batches]):

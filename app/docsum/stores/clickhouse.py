@@ -333,8 +333,10 @@ class ClickHouseStore:
     async def save_batch(self, batch: Batch) -> None:
         await self._insert_rows(BATCHES, (batch,), uuid4().hex)
 
-    async def open_batches(self, partitions: Collection[int]) -> Sequence[tuple[Batch, Sequence[BatchItem]]]:
-        return await batches.open_of(self._query, partitions)
+    async def open_batches(
+        self, partitions: Collection[int], known: Collection[str] = ()
+    ) -> Sequence[tuple[Batch, Sequence[BatchItem]]]:
+        return await batches.open_of(self._query, partitions, known)
 
     async def provider_batches(self, since: datetime) -> Mapping[str, str]:
         return await batches.provider_ids(self._query, since)

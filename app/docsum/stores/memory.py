@@ -281,9 +281,13 @@ class MemoryStore:
         if stored is None or order >= (stored.state.rank, stored.changed_at):
             self.batch_rows[batch.intent] = batch
 
-    async def open_batches(self, partitions: Collection[int]) -> Sequence[tuple[Batch, Sequence[BatchItem]]]:
+    async def open_batches(
+        self, partitions: Collection[int], known: Collection[str] = ()
+    ) -> Sequence[tuple[Batch, Sequence[BatchItem]]]:
         found = [
-            each for each in self.batch_rows.values() if each.state.is_open and each.partition in partitions
+            each
+            for each in self.batch_rows.values()
+            if each.state.is_open and each.partition in partitions and each.intent not in known
         ]
         return [
             (each, [item for item in self.batch_items.values() if item.intent == each.intent])

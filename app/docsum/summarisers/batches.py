@@ -86,7 +86,7 @@ class BatchStore(Protocol):
     async def save_batch(self, batch: Batch) -> None: ...
 
     async def open_batches(
-        self, partitions: Collection[int]
+        self, partitions: Collection[int], known: Collection[str] = ()
     ) -> Sequence[tuple[Batch, Sequence[BatchItem]]]: ...
 
     async def provider_batches(self, since: datetime) -> Mapping[str, str]: ...
@@ -169,6 +169,7 @@ class BatchLane:
         self._spools: dict[int, _Spool] = {}
         self._open: dict[str, _Open] = {}
         self._adopted: frozenset[int] = frozenset()
+        self._adopt_at = 0.0  # by the monotonic clock: look again, at the latest
         self._rest_until = 0.0
         self._sending = asyncio.Lock()
         self._hold = ""  # why nothing is sent at the moment, one sentence
@@ -276,17 +277,19 @@ class BatchLane:
                 await self._look(each)
 
     async def _adopt(self) -> None:
-        """Batches of partitions that are new here are ours from now on, those of others are not any more."""
+        """Batches of partitions that are new here are ours from now on, those of others are not any more.
+
+        Now and then of all partitions: a worker that was frozen may have sent one that was given up.
+        """
         owned = self._owned()
         for partition in self._adopted - owned:
             self._let_go(partition)
         self._adopted &= owned
-        if not (fresh := owned - self._adopted):
+        fresh, now = owned - self._adopted, self._clock.monotonic()
+        if not owned or (not fresh and now < self._adopt_at):
             return
-        for found, items in await self._store.open_batches(fresh):
+        for found, items in await self._store.open_batches(owned, self._open.keys()):
             batch = found
-            if batch.intent in self._open:
-                continue
             if batch.state is BatchState.SUBMITTING:  # its owner ended in between
                 batch = await self._saved(batch, BatchState.IN_DOUBT, detail="its worker ended")
             orders = {}
@@ -295,7 +298,8 @@ class BatchLane:
                 self._is_waited_for(order, item)
             self._open[batch.intent] = _Open(batch, orders)
         self._adopted |= fresh
-        if self._open:
+        self._adopt_at = now + self._limits.doubt.total_seconds()
+        if fresh and self._open:
             log.info("batches adopted", action="batch", partitions=sorted(fresh), open=len(self._open))
 
     def _let_go(self, partition: int) -> None:
