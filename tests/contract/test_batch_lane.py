@@ -422,6 +422,21 @@ async def test_a_partition_that_moves_takes_its_batches_along(start: Start) -> N
     assert await bench.billed() == len(bench.answers) == 4
 
 
+async def test_a_batch_that_the_provider_does_not_know_is_told_and_not_bought_again(start: Start) -> None:
+    """Most probably the key is one of another workspace."""
+    bench = await start()
+    await bench.fault("batches.retrieve", kind="hidden", seconds=10**6)
+    worker = bench.worker()
+    waiting = worker.start(1)
+    await eventually(lambda: "the provider does not know msgbatch_" in str(worker.lane))
+    assert await bench.batches() == 1
+    await bench.fault("batches.retrieve", kind="hidden", times=0)
+    await bench.pass_time()
+    await asyncio.gather(*waiting)
+    assert await bench.billed() == 1
+    assert "does not know" not in str(worker.lane)
+
+
 class FrozenClient:
     """A client whose process stands still within the call that sends a batch."""
 

@@ -430,6 +430,8 @@ class BatchLane:
         try:
             if each.batch.provider_id:
                 found = await self._client.messages.batches.retrieve(each.batch.provider_id)
+                if self._clock.monotonic() >= self._rest_until:
+                    self._hold = ""
                 if found.processing_status == "ended":
                     await self._apply(each)
                 elif found.cancel_initiated_at is None and await self._is_cancelled(each):
@@ -438,7 +440,10 @@ class BatchLane:
             else:
                 await self._resolve(each)
         except anthropic.NotFoundError:
-            pass  # a young one; an old one that is gone is told by its results
+            if self._clock.now() - each.batch.changed_at > self._limits.doubt:  # younger ones may be unknown
+                # To ask its items again would buy them twice if it is only the key that does not fit.
+                unknown = each.batch.provider_id
+                self._hold = f"the provider does not know {unknown}: use a key of the workspace that made it"
         except (anthropic.AnthropicError, httpx2.HTTPError, TimeoutError) as error:
             self._hold = str(translate(error)) if isinstance(error, anthropic.AnthropicError) else str(error)
             log.warning(
