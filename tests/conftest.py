@@ -17,7 +17,7 @@ pytest_plugins = ["tests.support.broker", "tests.support.engine", "tests.support
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--chaos-documents", default="300", help="documents of the kill test")
-    parser.addoption("--chaos-seed", default="1", help="seed of its schedule")
+    parser.addoption("--chaos-seed", default="1", help="seed of the kill tests")
     parser.addoption(
         "--control-documents", default="200", help="documents of the run that is paused and resumed"
     )

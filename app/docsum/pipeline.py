@@ -246,7 +246,9 @@ class Pipeline:
                 with suppress(_Unwanted):
                     return await self._finish(trip, await self._outcome(trip, reference))
         except Later as later:
-            return Deferred(trip.delivery, later)
+            return Deferred(
+                trip.delivery, Later(later.answers)
+            )  # without the traceback, which holds the text
         except Exception as error:
             return await self._settle(trip, classify(error, trip.stage))
 

@@ -35,12 +35,12 @@ def batches_of(fleet: Fleet) -> list[Batch]:
 
 @pytest.mark.timeout(600)
 def test_workers_of_the_batch_lane_are_killed_and_nothing_is_lost_or_bought_twice(
-    tmp_path: Path, broker: Broker, engine: Engine
+    tmp_path: Path, broker: Broker, engine: Engine, pytestconfig: pytest.Config
 ) -> None:
     model = ModelServer(tmp_path / "model", "--fast", "--batch-time=2..12")
     fleet = Fleet(tmp_path, broker, engine, model, batch=BATCH)
     names = ("batch-1", "batch-2")
-    chance = random.Random(11)
+    chance = random.Random(int(pytestconfig.getoption("--chaos-seed")))
     try:
         for name in names:
             fleet.start_worker(name, "docsum", "--lane=batch")

@@ -53,6 +53,7 @@ from docsum.models import (
     to_ms,
 )
 from docsum.pipeline import MOST_SCANNED_PAGES, ByteBudget, Deferred, Pipeline, Trip
+from docsum.ports import Later
 from docsum.stores.memory import MemoryStore
 from docsum.topics import Topology
 from tests.support.fakes import (
@@ -119,6 +120,15 @@ async def test_a_new_document_is_summarised_once_and_stored(house: House) -> Non
     assert stored is not None and stored.summary is not None
     assert stored.summary.summary == "Summary of a."
     assert house.summariser.calls == 1
+
+
+async def test_what_is_set_aside_holds_no_text(house: House) -> None:
+    """A traceback would: of every function on the way, with all that it knew."""
+    house.summariser.errors.append(Later([asyncio.get_running_loop().create_future()]))
+    outcome = await house.pipeline.process(house.trip(reference("a")))
+    assert isinstance(outcome, Deferred)
+    assert outcome.later.__traceback__ is None
+    assert outcome.later.__context__ is None
 
 
 async def test_a_redelivery_buys_nothing_and_writes_done_again(house: House) -> None:
