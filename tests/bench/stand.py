@@ -243,7 +243,8 @@ class Stand:
 
     def _docsum(self, documents: Path, out: Path) -> int:
         """Everything is announced before the worker starts: the rate is the worker's. Its peak of memory."""
-        slots = -(-self.load.in_flight // 8)  # of 12 partitions: half as much again as may be in flight
+        # Of 12 partitions: three times what may be in flight, for what is being stored takes one, too.
+        slots = -(-self.load.in_flight // 4)
         changed = {
             "model": Model(base_url=self.server.url),
             "worker": Worker(max_in_flight=self.load.in_flight, slots_per_partition=slots),
