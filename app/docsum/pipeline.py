@@ -246,9 +246,8 @@ class Pipeline:
                 with suppress(_Unwanted):
                     return await self._finish(trip, await self._outcome(trip, reference))
         except Later as later:
-            return Deferred(
-                trip.delivery, Later(later.answers)
-            )  # without the traceback, which holds the text
+            # A fresh one: the traceback of this one holds the text.
+            return Deferred(trip.delivery, Later(later.answers))
         except Exception as error:
             return await self._settle(trip, classify(error, trip.stage))
 

@@ -7,7 +7,6 @@ import random
 from collections import Counter
 from datetime import timedelta
 from pathlib import Path
-from uuid import UUID
 
 import pytest
 
@@ -54,7 +53,7 @@ def test_workers_of_the_batch_lane_are_killed_and_nothing_is_lost_or_bought_twic
             fleet.workers[name].kill()
             fleet.workers[name].wait(20)
             fleet.start_worker(name, "docsum", "--lane=batch")
-        until(lambda: progress(fleet, run_id) == 0, 300, "nothing remains")
+        until(lambda: fleet.remaining(run_id) == 0, 300, "nothing remains")
         assert fleet.counts(run_id) == {"done": COUNT}
         judge(fleet, model)
     finally:
@@ -65,10 +64,6 @@ def test_workers_of_the_batch_lane_are_killed_and_nothing_is_lost_or_bought_twic
 def states(fleet: Fleet) -> Counter[str]:
     """What is killed may be anything from before the first batch to after the last."""
     return Counter(batch.state.value for batch in batches_of(fleet))
-
-
-def progress(fleet: Fleet, run_id: str) -> int:
-    return fleet.ask(lambda store: store.progress(UUID(run_id))).remaining
 
 
 def judge(fleet: Fleet, model: ModelServer) -> None:

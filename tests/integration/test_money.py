@@ -9,7 +9,6 @@ from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
 import pytest
 
@@ -52,14 +51,11 @@ class Shop:
     def run(self, folder: str, lane: str, *more: str) -> str:
         """Its id, once nothing remains."""
         run_id = self.fleet.announce(str(self.folder / folder), f"--lane={lane}", "--model", HAIKU, *more)
-        until(lambda: self.remaining(run_id) == 0, 120, f"{folder} is finished")
+        until(lambda: self.fleet.remaining(run_id) == 0, 120, f"{folder} is finished")
         return run_id
 
-    def remaining(self, run_id: str) -> int:
-        return self.fleet.ask(lambda store: store.progress(UUID(run_id))).remaining
-
     def calls(self) -> int:
-        return len(self.model.entries())
+        return int(self.model.billed["accepted"])
 
     def cost(self, *arguments: str) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(self.fleet.docsum("cost", *arguments, "--json"))

@@ -396,6 +396,10 @@ class Fleet(Deployment):
         run_id: str = json.loads(self.docsum("run", *arguments, "--no-wait", "--json"))["run_id"]
         return run_id
 
+    def remaining(self, run_id: str) -> int:
+        """Documents of a run without an end."""
+        return self.ask(lambda store: store.progress(UUID(run_id))).remaining
+
     # -- what is in Kafka --------------------------------------------------------------------------------
 
     def records(self, topic: str) -> list[Message]:

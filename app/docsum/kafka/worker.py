@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -450,7 +450,8 @@ class KafkaWorker:
 
         async def look() -> dict[TopicPartition, tuple[int | None, int]]:
             starts = await consumer.beginning_offsets(partitions)
-            return {tp: (await consumer.committed(tp), starts[tp]) for tp in partitions}
+            committed = await committed_offsets(consumer, partitions)
+            return {tp: (committed[tp], starts[tp]) for tp in partitions}
 
         try:
             async with self._commit_lock:
@@ -549,8 +550,15 @@ async def seek_to_committed(consumer: Any) -> dict[TopicPartition, int | None]:
     first records of a new partition were never read, and later commits passed over them.
     """
     partitions = consumer._subscription.assigned_partitions()
-    found = await consumer._coordinator.fetch_committed_offsets(partitions)
-    offsets = {tp: found[tp].offset if tp in found else None for tp in partitions}
+    offsets = await committed_offsets(consumer, partitions)
     for tp in partitions & consumer._subscription.assigned_partitions():
         consumer._fetcher.seek_to(tp, offsets[tp] or 0)  # before the log's start: begins there
     return offsets
+
+
+async def committed_offsets(
+    consumer: Any, partitions: Collection[TopicPartition]
+) -> dict[TopicPartition, int | None]:
+    """None where nothing was committed. One request, where aiokafka's `committed` makes one a partition."""
+    found = await consumer._coordinator.fetch_committed_offsets(partitions)
+    return {tp: found[tp].offset if tp in found else None for tp in partitions}
