@@ -86,7 +86,8 @@ class Group:
         if not self.journal.exists():
             return []
         found = []
-        for text in self.journal.read_text().splitlines():
+        whole, _, _ = self.journal.read_text().rpartition("\n")  # the last line may be half written as yet
+        for text in whole.splitlines():
             one, topic, *numbers = text.split()
             found.append(Line(one, topic, *map(int, numbers)))
         return [line for line in found if not act or line.act == act]
