@@ -26,6 +26,11 @@ def from_ms(milliseconds: int) -> datetime:
     return EPOCH + timedelta(milliseconds=milliseconds)
 
 
+def midnight(now: datetime) -> datetime:
+    """Of that day, UTC: when the day's budget began."""
+    return now.replace(hour=0, minute=0, second=0, microsecond=0)
+
+
 class Lane(enum.StrEnum):
     """Which road an event takes: live events never queue behind a run, batches cost half."""
 
@@ -641,6 +646,39 @@ class WorkerStatus:
     def ended_silently(self, now: datetime, silence: timedelta) -> bool:
         """True for a worker that has not said goodbye and is not heard of any more."""
         return not self.stopped and now - self.beat_at > silence
+
+
+# -- what waits in Kafka -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """What the workers have not finished of one topic."""
+
+    topic: str
+    events: int
+    lost: int = 0  # deleted by retention before they were finished
+    oldest: datetime | None = None  # when the oldest was published first; None: there is none, or no telling
+    due: datetime | None = None  # in a retry topic, when the next one may be tried
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A member of the group, as the broker knows it."""
+
+    name: str
+    host: str
+    partitions: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """Everything that waits, and who is there to do it."""
+
+    topics: tuple[Waiting, ...]
+    held: int  # events of paused runs
+    dead_letters: int  # records of that topic, settled ones too
+    members: tuple[Member, ...]
 
 
 # -- money and traces: what the store is asked about --------------------------------------------------------

@@ -71,6 +71,7 @@ from docsum.models import (
     Summary,
     SummaryRow,
     from_ms,
+    midnight,
     to_ms,
 )
 from docsum.ports import (
@@ -281,10 +282,9 @@ class Pipeline:
                 raise WorkPaused(control.reason, retry_after=LOOK_AGAIN)
         if self.daily_budget is not None:
             now = self.clock.now()
-            midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
-            granted = everything.budget if everything.changed_at >= midnight else None
+            granted = everything.budget if everything.changed_at >= midnight(now) else None
             budget = max(self.daily_budget, granted or self.daily_budget)
-            spent = await self.store.spent(None, midnight)
+            spent = await self.store.spent(None, midnight(now))
             committed = self.summariser.committed(None)
             if spent + committed >= budget:
                 more = f", about ${committed:.2f} are on their way" if committed else ""

@@ -78,6 +78,46 @@ class Snapshot:
         return self.finished or self.rests or (over and not self.progress.remaining)
 
 
+def standing(run: Run, progress: RunProgress) -> str:
+    """The state of a run in a word; finished is derived, never stored."""
+    if run.wanted is not ControlState.RUNNING and progress.remaining:
+        return run.wanted.value
+    if run.wanted is ControlState.CANCELLED:
+        return run.wanted.value
+    if run.state is RunState.PUBLISHED:
+        return "running" if progress.remaining else "finished"
+    return run.state.value
+
+
+def run_fields(run: Run, progress: RunProgress) -> dict[str, object]:
+    """A run as a program reads it."""
+    return {
+        "run_id": str(run.id),
+        "name": run.name,
+        "source": run.source,
+        "lane": run.lane.value,
+        "model": run.recipe.model,
+        "state": standing(run, progress),
+        "why": run.control.reason if run.control else "",
+        "budget_usd": run.control.budget if run.control else None,
+        "created_at": run.created_at,
+        "listed": run.listed,
+        "unreadable": run.unreadable,
+        "by": run.by,
+        "total": progress.total,
+        "queued": progress.queued,
+        "retrying": progress.retrying,
+        "held": progress.held,
+        "done": progress.done,
+        "skipped": progress.skipped,
+        "dead_lettered": progress.dead_lettered,
+        "cancelled": progress.cancelled,
+        "remaining": progress.remaining,
+        "cost_usd": progress.cost,
+        "as_of": progress.as_of,
+    }
+
+
 async def publish(
     run: Run,
     entries: Iterator[Entry],

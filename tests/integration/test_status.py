@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from docsum.cli.health import Health, look
-from docsum.cli.troubles import troubles
+from docsum.cli.looking import look
+from docsum.health import Health
 from docsum.stores.controls import AGE
+from docsum.troubles import troubles
 from tests.support.deployment import Fleet, ModelServer, ProxiedBroker, until
 from tests.support.engine import Engine
 from tests.support.texts import write_documents

@@ -25,7 +25,7 @@ from docsum.cli.app import COMMANDS, application
 from docsum.cli.config import described
 from docsum.cli.deployment import lister
 from docsum.cli.export import _cell
-from docsum.cli.output import Code, WrongUsage, code_of, money, one_line, span, standing
+from docsum.cli.output import Code, WrongUsage, code_of
 from docsum.cli.progress import Pace, counts
 from docsum.cli.run import Order, coming, same_run
 from docsum.errors import (
@@ -51,9 +51,11 @@ from docsum.models import (
     State,
     SummaryRow,
 )
+from docsum.runs import standing
 from docsum.settings import Fetch, Settings, load
 from docsum.sources import Listed, UnusableSource
 from docsum.stores.memory import MemoryStore
+from docsum.words import money, one_line, span
 from tests.support.fakes import START, summary
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ import pytest
 
 from docsum.cli.audit import who
 from docsum.cli.dlq_selection import age
-from docsum.cli.output import Code, clean
+from docsum.cli.output import Code
 from docsum.kafka.headers import dead_letter_headers
 from docsum.models import (
     Answer,
@@ -46,6 +46,7 @@ from docsum.models import (
 )
 from docsum.settings import Kafka, Settings
 from docsum.stores.memory import MemoryStore
+from docsum.words import clean
 from tests.support.commands import deployed, result
 from tests.support.fakes import FakePublisher, delivery, summary
 

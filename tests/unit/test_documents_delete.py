@@ -17,8 +17,9 @@ from uuid import UUID
 
 import pytest
 
-from docsum.cli.documents import _reading, tombstone
+from docsum.cli.documents import _reading
 from docsum.cli.output import Code
+from docsum.documents import tombstone
 from docsum.models import (
     Answer,
     Coordinates,

@@ -11,27 +11,29 @@ from uuid import UUID
 import pytest
 from rich.console import Console
 
-from docsum.cli.health import Health, Stored
 from docsum.cli.output import Code
 from docsum.cli.status import ends_with
 from docsum.cli.status_view import fields, picture
-from docsum.cli.troubles import compact, next_command, troubles
 from docsum.errors import BrokerUnavailable, StoreMisconfigured, StoreUnavailable
-from docsum.kafka.backlog import Backlog, Member, Waiting
+from docsum.health import Health, Stored
 from docsum.models import (
     ALL_WORK,
     LIVE_EVENTS,
+    Backlog,
     Control,
     ControlState,
     DeadLetterGroup,
     Lane,
+    Member,
     Recipe,
     Run,
     RunProgress,
     RunState,
+    Waiting,
     WorkerStatus,
 )
 from docsum.settings import Kafka, Settings
+from docsum.troubles import compact, next_command, troubles
 from tests.support.fakes import START
 
 RUN = Run(

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from docsum.cli.output import money, table
+from docsum.cli.output import table
 from docsum.models import Batch
+from docsum.words import money
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -12,9 +12,10 @@ import typer
 
 from docsum.cli.deployment import reached
 from docsum.cli.options import JsonObject
-from docsum.cli.output import Code, WrongUsage, console, emit, finish, money, next_step, say, table
+from docsum.cli.output import Code, WrongUsage, console, emit, finish, next_step, say, table
 from docsum.models import EPOCH, CostBy, CostLine, Costs, Usage
 from docsum.topics import parse_duration
+from docsum.words import money
 
 if TYPE_CHECKING:
     from docsum.ports import SummaryStore

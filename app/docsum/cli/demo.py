@@ -11,10 +11,11 @@ from uuid import uuid4
 import typer
 
 from docsum.cli.deployment import deployment_for, download, lister
-from docsum.cli.output import Code, console, finish, money, one_line, say, span, table
+from docsum.cli.output import Code, console, finish, say, table
 from docsum.cli.report import report_failed, short_name
 from docsum.errors import ConfigurationError
 from docsum.models import Lane, Run, RunState
+from docsum.words import money, one_line, span
 
 if TYPE_CHECKING:
     from docsum.ports import SummaryStore

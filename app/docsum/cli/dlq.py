@@ -11,22 +11,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from docsum.cli.deployment import reached
-from docsum.cli.dlq_selection import (
-    Documents,
-    Filters,
-    Reasons,
-    Run,
-    Since,
-    Until,
-    age,
-    entry_fields,
-    replays_of,
-)
+from docsum.cli.dlq_selection import Documents, Filters, Reasons, Run, Since, Until, age
 from docsum.cli.options import JsonLines
-from docsum.cli.output import Code, clean, console, emit, finish, next_step, one_line, say, table
+from docsum.cli.output import Code, console, emit, finish, next_step, say, table
 from docsum.errors import REASONS
 from docsum.models import DeadLetterFilter, DeadLetterGroup, DeadLetterRow
 from docsum.replay import entries
+from docsum.triage import entry_fields, replays_of
+from docsum.words import clean, one_line
 
 if TYPE_CHECKING:
     from docsum.ports import SummaryStore

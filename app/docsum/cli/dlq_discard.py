@@ -30,10 +30,11 @@ from docsum.cli.dlq_selection import (
     need_somebody,
 )
 from docsum.cli.options import JsonObject
-from docsum.cli.output import Code, WrongUsage, agreed, clean, console, emit, finish, next_step, say, table
+from docsum.cli.output import Code, WrongUsage, agreed, console, emit, finish, next_step, say, table
 from docsum.errors import REASONS
 from docsum.replay import Selection, chosen
 from docsum.replay import discard as discarded
+from docsum.words import clean
 
 if TYPE_CHECKING:
     from docsum.ports import SummaryStore

@@ -32,9 +32,10 @@ from docsum.cli.dlq_selection import (
     need_somebody,
 )
 from docsum.cli.options import JsonObject
-from docsum.cli.output import Code, agreed, clean, console, emit, finish, next_step, say, span, table
+from docsum.cli.output import Code, agreed, console, emit, finish, next_step, say, table
 from docsum.errors import REASONS, DocsumError
 from docsum.replay import SAMPLE_WITHIN, Fate, Plan, Progress, Proof, Replay
+from docsum.words import clean, span
 
 if TYPE_CHECKING:
     from docsum.ports import SummaryStore

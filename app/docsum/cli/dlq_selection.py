@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,16 +12,17 @@ import typer
 
 from docsum.cli.cost import starting_from
 from docsum.cli.documents import ids_of
-from docsum.cli.output import WrongUsage, clean, say, span
+from docsum.cli.output import WrongUsage, say
 from docsum.errors import REASONS
-from docsum.models import Coordinates, DeadLetterFilter, DeadLetterRow
+from docsum.models import Coordinates, DeadLetterFilter
 from docsum.replay import Selection, entry_at
+from docsum.triage import place_of
+from docsum.words import clean, span
 
 if TYPE_CHECKING:
     from docsum.ports import SummaryStore
 
 ASKS_ABOVE = 100  # entries that are replayed or discarded without a question, on a terminal
-_PLACE = re.compile(r"(?P<topic>\S+)\[(?P<partition>\d{1,9})\]@(?P<offset>\d{1,18})")
 
 Ids = Annotated[
     list[str] | None,
@@ -90,11 +90,6 @@ async def _document(text: str, store: SummaryStore) -> str:
     return text
 
 
-def place_of(text: str) -> Coordinates | None:
-    match = _PLACE.fullmatch(text)
-    return Coordinates(match["topic"], int(match["partition"]), int(match["offset"])) if match else None
-
-
 def unknown(text: str) -> WrongUsage:
     return WrongUsage(f"There is no dead letter {clean(text)}: `docsum dlq ls` shows those that there are.")
 
@@ -156,25 +151,3 @@ def need_somebody(agreed: bool) -> None:
 
 def age(moment: datetime, now: datetime) -> str:
     return span(max(0.0, (now - moment).total_seconds()))
-
-
-def replays_of(row: DeadLetterRow) -> int:
-    """How often it was sent back; the row itself counts only those before it arrived."""
-    return row.replay_count + (row.state == "replayed")
-
-
-def entry_fields(row: DeadLetterRow) -> dict[str, object]:
-    return {
-        "id": str(row.dead_letter),
-        "document_id": row.document_id,
-        "run_id": str(row.run_id) if row.run_id else None,
-        "state": row.state,
-        "reason": row.reason,
-        "stage": row.stage,
-        "message": row.message,
-        "attempts": row.attempts,
-        "replays": replays_of(row),
-        "first_failed_at": row.first_failed_at,
-        "failed_at": row.failed_at,
-        "original": str(row.origin),
-    }

@@ -208,8 +208,8 @@ async def _store(settings: Settings) -> Finding:
 
 
 async def _workers(settings: Settings) -> Finding:
-    from docsum.cli.health import look
-    from docsum.cli.troubles import too_many_workers
+    from docsum.cli.looking import look
+    from docsum.troubles import too_many_workers
 
     health = await look(settings, local=not settings.explicit)
     for trouble in too_many_workers(health):

@@ -7,28 +7,15 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated
-from uuid import uuid4
 
 import typer
 
 from docsum.cli.deployment import reached
 from docsum.cli.options import JsonObject
-from docsum.cli.output import (
-    Code,
-    WrongUsage,
-    agreed,
-    clean,
-    console,
-    emit,
-    finish,
-    money,
-    next_step,
-    say,
-    table,
-)
+from docsum.cli.output import Code, WrongUsage, agreed, console, emit, finish, next_step, say, table
+from docsum.documents import document_fields, tombstone
 from docsum.errors import REASONS, DocsumError
 from docsum.models import (
-    Coordinates,
     Known,
     Rows,
     RunDocumentRow,
@@ -36,10 +23,9 @@ from docsum.models import (
     Summary,
     SummaryRow,
     Traces,
-    event_version,
-    to_ms,
 )
 from docsum.sources import UnusableSource, path_id
+from docsum.words import clean, money
 
 if TYPE_CHECKING:
     from docsum.ports import SummaryStore
@@ -84,7 +70,7 @@ async def _show(text: str, json: bool) -> Code:
         raise WrongUsage(f"Nothing is known of {text!r}: give the id of a document, or the path of a file.")
     document_id, known, stored, states = found
     if json:
-        emit(_fields(document_id, known, stored, states))
+        emit(document_fields(document_id, known, stored, states))
         return Code.OK
     _print(document_id, known, stored, states)
     failed = states and states[0].state is State.DEAD_LETTERED
@@ -110,55 +96,6 @@ def ids_of(text: str) -> list[str]:
         return [text, path_id(text)]
     except UnusableSource:
         return [text]
-
-
-def _fields(
-    document_id: str, known: Known | None, stored: SummaryRow | None, states: Sequence[RunDocumentRow]
-) -> dict[str, object]:
-    summary = stored.summary if stored else None
-    return {
-        "document_id": document_id,
-        "deleted": bool(known and known.deleted),
-        "summary": summary_fields(stored) if stored and summary else None,
-        "runs": [
-            {
-                "run_id": str(row.run_id),
-                "state": row.state.value,
-                "attempt": row.attempt,
-                "reason": row.reason,
-                "message": row.message,
-                "written_at": row.written_at,
-            }
-            for row in states
-        ],
-    }
-
-
-def summary_fields(stored: SummaryRow) -> dict[str, object]:
-    """A stored summary as a program reads it."""
-    summary = stored.summary
-    assert summary is not None
-    return {
-        "title": summary.title,
-        "summary": summary.summary,
-        "key_points": list(summary.key_points),
-        "language": summary.language,
-        "document_type": summary.document_type,
-        "warnings": list(summary.warnings),
-        "model": summary.model,
-        "recipe": summary.recipe,
-        "input_tokens": summary.input_tokens,
-        "output_tokens": summary.output_tokens,
-        "cost_usd": summary.cost,
-        "reused": summary.reused,
-        "chunks": summary.chunks,
-        "coverage": summary.coverage,
-        "truncated": summary.truncated,
-        "source_version": stored.source_version,
-        "occurred_at": stored.occurred_at,
-        "written_at": stored.written_at,
-        "attributes": dict(stored.attributes),
-    }
 
 
 def _print(
@@ -266,28 +203,6 @@ async def _delete(text: str, purge: bool, yes: bool, json: bool) -> Code:
     _say_deleted(document_id, purge, traces, on_its_way)
     next_step("delete it at its source too, or the next run over it makes the summary anew")
     return Code.OK
-
-
-def tombstone(document_id: str, known: Known | None, now: datetime) -> SummaryRow:
-    """A version above all that is stored. Older events stay hidden under it, later ones show over it.
-
-    It came with no event: its coordinates have no topic.
-    """
-    version = event_version(now, to_ms(now), str(uuid4()))
-    return SummaryRow(
-        document_id=document_id,
-        # What is stored may be of an event from ahead of this clock.
-        version=max(version, known.version + 1) if known else version,
-        state=State.SKIPPED,
-        source_version="",
-        uri="",
-        summary=None,
-        attributes={},
-        run_id=None,
-        origin=Coordinates("", 0, 0),
-        occurred_at=now,
-        written_at=now,
-    )
 
 
 async def _traced(text: str, store: SummaryStore) -> tuple[str, Traces]:

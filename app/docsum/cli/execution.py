@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 from docsum.cli.controls import told_why
 from docsum.cli.deployment import Deployment
 from docsum.cli.options import MAX_LAG
-from docsum.cli.output import Code, NothingRuns, emit, next_step, run_fields, say
+from docsum.cli.output import Code, NothingRuns, emit, next_step, say
 from docsum.cli.progress import Watch
 from docsum.cli.report import projection_fields, report, report_projection, report_summaries
 from docsum.errors import DocsumError
 from docsum.models import Lane, Run, RunState
-from docsum.runs import Published, Snapshot, follow, publish
+from docsum.runs import Published, Snapshot, follow, publish, run_fields
 from docsum.sources import Listed, Source
 
 if TYPE_CHECKING:

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from docsum.cli.deployment import reached
-from docsum.cli.output import Code, WrongUsage, console, finish, next_step, plain, say
+from docsum.cli.output import Code, WrongUsage, console, finish, next_step, say
 from docsum.errors import ConfigurationError, DocsumError
 from docsum.models import Run, RunDocumentRow, SummaryRow
+from docsum.words import plain
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -119,7 +120,7 @@ async def _export(output: Path | None, run_id: str) -> Code:
 
 def fields(run: Run, row: RunDocumentRow, stored: SummaryRow | None) -> _Row:
     """One document; what has no summary has only the fields of its state."""
-    from docsum.cli.documents import summary_fields
+    from docsum.documents import summary_fields
 
     found: _Row = {
         "document_id": row.document_id,

@@ -8,18 +8,14 @@ import json
 import signal
 import sys
 import traceback
-from bisect import bisect_left
 from collections.abc import Coroutine, Mapping
-from datetime import datetime, timedelta
-from decimal import Decimal
-from itertools import accumulate
 from typing import TYPE_CHECKING, Any
-from unicodedata import east_asian_width
 
 import typer
 
 from docsum.errors import Disposition, DocsumError, row_of
-from docsum.models import ControlState, Run, RunProgress, RunState
+from docsum.models import RunProgress
+from docsum.words import money, plain
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -52,6 +48,7 @@ class NothingRuns(DocsumError):
 
 def code_of(error: BaseException) -> Code:
     """By the failure table, but for what only a command meets."""
+    from docsum.controls import ControlRefused
     from docsum.local.jars import DownloadFailed
     from docsum.local.stack_state import StackFailed
     from docsum.manifests import NoManifest
@@ -59,7 +56,7 @@ def code_of(error: BaseException) -> Code:
     from docsum.sources import UnusableSource
 
     match error:
-        case WrongUsage() | UnusableSource() | NoManifest() | UnknownRun():
+        case WrongUsage() | ControlRefused() | UnusableSource() | NoManifest() | UnknownRun():
             return Code.USAGE
         case NothingRuns() | DownloadFailed():
             return Code.UNREACHABLE
@@ -149,18 +146,6 @@ def emit(value: Mapping[str, object]) -> None:
     sys.stdout.flush()
 
 
-def plain(value: object) -> object:
-    match value:
-        case datetime():
-            return value.isoformat(timespec="milliseconds")
-        case timedelta():
-            return value.total_seconds()
-        case Decimal():
-            return float(value)
-        case _:
-            return str(value)
-
-
 def console(*, stderr: bool = False) -> Console:
     """Colours only on a terminal and without NO_COLOR; nothing is cut where there is no window."""
     from rich.console import Console
@@ -181,70 +166,6 @@ def table(*columns: str, title: str | None = None, right: tuple[str, ...] = ()) 
     return found
 
 
-# -- words -------------------------------------------------------------------------------------------------
-
-
-def money(cost: Decimal) -> str:
-    """US dollars, with as many digits as a small amount needs."""
-    if not cost:
-        return "$0"
-    return f"${cost:.2f}" if cost >= 1 else f"${cost:.6f}".rstrip("0")
-
-
-def span(seconds: float) -> str:
-    """A length of time in at most two units."""
-    if seconds < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    hours = minutes // 60
-    return f"{hours} h {minutes % 60} min" if hours < 24 else f"{hours // 24} d {hours % 24} h"
-
-
-def clean(text: str) -> str:
-    """With escapes for whatever could steer a terminal; lines stay lines."""
-    return "".join(
-        each if each.isprintable() or each == "\n" else each.encode("unicode_escape").decode("ascii")
-        for each in text
-    )
-
-
-def one_line(text: str, width: int) -> str:
-    """The first line of a text, printable, cut with an ellipsis to so many columns of a terminal."""
-    first = next((line for line in text.splitlines() if line.strip()), "")
-    clean = "".join(character if character.isprintable() else " " for character in first).strip()
-    columns = list(accumulate(2 if east_asian_width(character) in "WF" else 1 for character in clean))
-    if not columns or columns[-1] <= width:
-        return clean
-    return f"{clean[: bisect_left(columns, width)].rstrip()}…"
-
-
-def standing(run: Run, progress: RunProgress) -> str:
-    """The state of a run in a word; finished is derived, never stored."""
-    if run.wanted is not ControlState.RUNNING and progress.remaining:
-        return run.wanted.value
-    if run.wanted is ControlState.CANCELLED:
-        return run.wanted.value
-    if run.state is RunState.PUBLISHED:
-        return "running" if progress.remaining else "finished"
-    return run.state.value
-
-
-def sentence(text: str) -> str:
-    """With its full stop: a person's reason may have none."""
-    text = text.strip()
-    return text if not text or text.endswith((".", "!", "?")) else f"{text}."
-
-
-def larger_budget(run: Run, progress: RunProgress) -> str:
-    """The option that a run needs to go on where its budget is spent; else empty."""
-    budget = run.control.budget if run.control else None
-    if budget is None or progress.cost < budget:
-        return ""
-    return f" --budget {(2 * budget).normalize():f}"
-
-
 def count_cells(progress: RunProgress) -> tuple[str, ...]:
     """The cells done, skipped, retrying, failed, waiting and cost of a table."""
     return (
@@ -255,35 +176,6 @@ def count_cells(progress: RunProgress) -> tuple[str, ...]:
         f"{progress.queued + progress.held:,}",
         money(progress.cost),
     )
-
-
-def run_fields(run: Run, progress: RunProgress) -> dict[str, object]:
-    """A run as a program reads it."""
-    return {
-        "run_id": str(run.id),
-        "name": run.name,
-        "source": run.source,
-        "lane": run.lane.value,
-        "model": run.recipe.model,
-        "state": standing(run, progress),
-        "why": run.control.reason if run.control else "",
-        "budget_usd": run.control.budget if run.control else None,
-        "created_at": run.created_at,
-        "listed": run.listed,
-        "unreadable": run.unreadable,
-        "by": run.by,
-        "total": progress.total,
-        "queued": progress.queued,
-        "retrying": progress.retrying,
-        "held": progress.held,
-        "done": progress.done,
-        "skipped": progress.skipped,
-        "dead_lettered": progress.dead_lettered,
-        "cancelled": progress.cancelled,
-        "remaining": progress.remaining,
-        "cost_usd": progress.cost,
-        "as_of": progress.as_of,
-    }
 
 
 async def agreed(question: str) -> bool:

@@ -8,10 +8,11 @@ from collections import deque
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from docsum.cli.output import console, money, say, span
+from docsum.cli.output import console, say
 from docsum.models import RunProgress
 from docsum.runs import Published, Snapshot
 from docsum.sources import Unreadable
+from docsum.words import money, span
 
 if TYPE_CHECKING:
     from rich.live import Live

@@ -7,9 +7,11 @@ from dataclasses import asdict
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from docsum.cli.output import console, count_cells, money, next_step, one_line, span, standing, table
+from docsum.cli.output import console, count_cells, next_step, table
 from docsum.errors import REASONS
 from docsum.models import Run, RunDocumentRow, State
+from docsum.runs import standing
+from docsum.words import money, one_line, span
 
 if TYPE_CHECKING:
     from docsum.cli.quoting import Priced

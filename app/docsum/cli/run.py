@@ -16,10 +16,11 @@ from uuid import UUID, uuid4
 
 import typer
 
-from docsum.cli.controls import Budget, dollars, set_budget
+from docsum.cli.controls import Budget, dollars
 from docsum.cli.deployment import Deployment, deployment_for, download, lister
 from docsum.cli.options import MAX_LAG, JsonObject, MaxLag, NoWait
 from docsum.cli.output import Code, WrongUsage, finish, say
+from docsum.controls import set_budget
 from docsum.errors import StoreError, StoreMisconfigured
 from docsum.models import Lane, Recipe, Run, RunState
 from docsum.sources import Source
@@ -265,7 +266,7 @@ async def _run(order: Order, source: Source, settings: Settings, manner: Manner,
         if ask and earlier is None and not await _agreed(order, source, deployment, store, manner):
             return Code.FAILURE
         if order.budget is not None:
-            await set_budget(store, run, order.budget)
+            await set_budget(store, clock, run, order.budget)
         return await Execution(source, deployment, store, clock, manner).carry_out(run)
 
 

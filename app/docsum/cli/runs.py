@@ -10,25 +10,15 @@ from uuid import UUID
 
 import typer
 
-from docsum.cli.controls import Budget, Reason, cancel_run, dollars, pause_run, resume_run, told_why
+from docsum.cli.controls import Budget, Reason, dollars, told_why
 from docsum.cli.deployment import deployment_for, download, lister, reached
 from docsum.cli.options import MAX_LAG, JsonLines, JsonObject, MaxLag, NoWait
-from docsum.cli.output import (
-    Code,
-    WrongUsage,
-    agreed,
-    console,
-    emit,
-    finish,
-    money,
-    next_step,
-    run_fields,
-    say,
-    standing,
-    table,
-)
+from docsum.cli.output import Code, WrongUsage, agreed, console, emit, finish, next_step, say, table
+from docsum.controls import CANCEL, cancel_run, pause_run, resume_run
 from docsum.models import ControlState, Lane, Run, RunState
+from docsum.runs import run_fields, standing
 from docsum.sources import STDIN
+from docsum.words import money
 
 if TYPE_CHECKING:
     from docsum.cli.execution import Manner
@@ -221,10 +211,11 @@ def pause(run_id: Id, reason: Reason = "") -> None:
 
 async def _pause(run_id: str, reason: str) -> Code:
     from docsum.bootstrap import open_store
+    from docsum.ports import SystemClock
 
     async with open_store(reached()) as store:
         run = await find(run_id, store)
-        await pause_run(store, run, reason)
+        await pause_run(store, SystemClock(), run, reason)
     say(f"Run {run.id} ({run.name}) is paused; calls that were sent are finished.")
     next_step(f"`docsum runs resume {str(run.id)[:8]}`")
     return Code.OK
@@ -246,6 +237,7 @@ def cancel(
 async def _cancel(run_id: str, reason: str, yes: bool) -> Code:
     from docsum.bootstrap import open_store
     from docsum.cli.audit import audit
+    from docsum.ports import SystemClock
 
     async with open_store(reached()) as store:
         run = await find(run_id, store)
@@ -254,9 +246,9 @@ async def _cancel(run_id: str, reason: str, yes: bool) -> Code:
         if not yes and sys.stdin.isatty() and not await agreed(question):
             say("Nothing is cancelled.")
             return Code.FAILURE
-        await cancel_run(store, run, reason)
+        await cancel_run(store, SystemClock(), run, reason)
         progress = await store.progress(run.id)
-        await audit(store, "runs cancel", f"{run.id} ({run.name}): {reason}", progress.cancelled)
+        await audit(store, CANCEL, f"{run.id} ({run.name}): {reason}", progress.cancelled)
     say(f"Run {run.id} ({run.name}) is cancelled: {progress.cancelled:,} documents.")
     next_step(f"`docsum export --run {str(run.id)[:8]} -o summaries.csv`")
     return Code.OK
@@ -312,7 +304,7 @@ async def _resume(run_id: str, wish: _Wish, manner: Manner) -> Code:
         granted = wish.budget is not None or wish.accept_dead_letters
         goes_on = granted or run.wanted is not ControlState.RUNNING
         if goes_on:
-            await resume_run(store, run, wish.budget, wish.accept_dead_letters)
+            await resume_run(store, SystemClock(), run, wish.budget, wish.accept_dead_letters)
             say(f"Run {run.id} ({run.name}) goes on.")
     if run.source == STDIN and run.state is RunState.INTERRUPTED:
         raise WrongUsage(f"Standard input cannot be read again: pipe it into `docsum run - --id {run.id}`.")

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from docsum.cli.deployment import download, starting
+from docsum.cli.looking import processes_of
 from docsum.cli.output import Code, console, finish, next_step, say, table
 from docsum.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from docsum.health import LocalProcess
     from docsum.local.stack_state import StackState
     from docsum.settings import Settings
 
@@ -104,7 +106,7 @@ def _shown() -> Iterator[Callable[[StackState], None]]:
     from rich.live import Live
 
     with Live(console=console(stderr=True), refresh_per_second=4) as live:
-        yield lambda state: live.update(processes(state))
+        yield lambda state: live.update(processes(processes_of(state)))
 
 
 class _Changes:
@@ -119,13 +121,13 @@ class _Changes:
                 say(line)
 
 
-def processes(state: StackState) -> Table:
+def processes(stack: Sequence[LocalProcess]) -> Table:
     """The processes of the stack as a table."""
     found = table("process", "state", "pid", "port", "restarts", "problem", right=("pid", "port", "restarts"))
-    for process in state.processes:
+    for process in stack:
         found.add_row(
             process.name,
-            process.state.value,
+            process.state,
             str(process.pid or ""),
             str(process.port or ""),
             str(process.restarts),

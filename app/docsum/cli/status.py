@@ -17,7 +17,7 @@ from docsum.cli.output import Code, code_of, console, emit, finish, next_step
 from docsum.cli.progress import Pace
 
 if TYPE_CHECKING:
-    from docsum.cli.health import Health
+    from docsum.health import Health
     from docsum.settings import Settings
 
 _EVERY = 2.0  # seconds between two looks
@@ -48,7 +48,7 @@ def status(
 
 
 async def _status(watch: bool, json: bool) -> Code:
-    from docsum.cli.health import look
+    from docsum.cli.looking import look
     from docsum.settings import load
 
     settings, local = reached(), not load().explicit
@@ -67,9 +67,9 @@ async def _watch(settings: Settings, local: bool) -> NoReturn:
     from rich.console import Group
     from rich.live import Live
 
-    from docsum.cli.health import look
+    from docsum.cli.looking import look
     from docsum.cli.status_view import picture
-    from docsum.cli.troubles import troubles
+    from docsum.troubles import troubles
 
     paces = _Paces()
     with Live("Looking…", console=console(), screen=True, auto_refresh=False) as live:
@@ -105,7 +105,7 @@ def ends_with(health: Health) -> Code:
 
 def _show(health: Health, settings: Settings, json: bool) -> None:
     from docsum.cli.status_view import fields, picture
-    from docsum.cli.troubles import next_command, troubles
+    from docsum.troubles import next_command, troubles
 
     found = troubles(health)
     if json:

@@ -8,15 +8,17 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from docsum.cli.health import Health
-from docsum.cli.output import clean, count_cells, money, run_fields, span, standing, table
-from docsum.cli.troubles import Trouble, compact
+from docsum.cli.output import count_cells, table
+from docsum.health import Health
 from docsum.models import ALL_WORK, LIVE_EVENTS, Control, ControlState, Lane, WorkerStatus
+from docsum.runs import run_fields, standing
+from docsum.troubles import Trouble, compact
+from docsum.words import clean, money, span
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from docsum.kafka.backlog import Waiting
+    from docsum.models import Waiting
     from docsum.settings import Settings
     from docsum.topics import Topology
 
@@ -55,14 +57,14 @@ def _processes(health: Health, settings: Settings) -> list[RenderableType]:
     """One line while all is well."""
     from rich.text import Text
 
-    if health.stack is None:
+    if health.processes is None:
         return []
-    if health.stack.ready:
-        names = ", ".join(process.name for process in health.stack.processes)
+    if all(process.state == "ready" for process in health.processes):
+        names = ", ".join(process.name for process in health.processes)
         return [Text(f"In {settings.home}: {names}.")]
     from docsum.cli.stack import processes
 
-    return [processes(health.stack)]
+    return [processes(health.processes)]
 
 
 def _lanes(health: Health, settings: Settings) -> RenderableType:
@@ -172,18 +174,7 @@ def fields(health: Health, found: Sequence[Trouble], settings: Settings) -> dict
         "home": str(settings.home),
         "troubles": [asdict(trouble) for trouble in found],
         "rests": health.rests,
-        "processes": [
-            {
-                "name": process.name,
-                "state": process.state.value,
-                "pid": process.pid,
-                "port": process.port,
-                "restarts": process.restarts,
-                "problem": process.problem,
-                "log": process.log,
-            }
-            for process in (health.stack.processes if health.stack else ())
-        ],
+        "processes": [asdict(process) for process in health.processes or ()],
         "lanes": [_lane_fields(lane, topics) for lane, topics in _by_lane(health, topology)]
         if backlog
         else None,

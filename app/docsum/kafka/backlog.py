@@ -10,8 +10,7 @@ import asyncio
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -23,7 +22,7 @@ from docsum.errors import BrokerUnavailable, ConfigurationError
 from docsum.kafka.headers import delivery_of
 from docsum.kafka.held import positions_group
 from docsum.kafka.security import aiokafka_security
-from docsum.models import Delivery, Lane, from_ms
+from docsum.models import Backlog, Delivery, Lane, Member, Waiting, from_ms
 from docsum.settings import Kafka
 from docsum.topics import Topology
 
@@ -35,36 +34,6 @@ _HEADS = 0.5
 _BYTES = 16 * 1024  # of each partition, or one record if that is larger
 _LOOK = timedelta(milliseconds=200)
 _UUID = re.compile(r"-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")
-
-
-@dataclass(frozen=True, slots=True)
-class Waiting:
-    """What the workers have not finished of one topic."""
-
-    topic: str
-    events: int
-    lost: int = 0  # deleted by retention before they were finished
-    oldest: datetime | None = None  # when the oldest was published first; None: there is none, or no telling
-    due: datetime | None = None  # in a retry topic, when the next one may be tried
-
-
-@dataclass(frozen=True, slots=True)
-class Member:
-    """A member of the group, as the broker knows it."""
-
-    name: str
-    host: str
-    partitions: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Backlog:
-    """Everything that waits, and who is there to do it."""
-
-    topics: tuple[Waiting, ...]
-    held: int  # events of paused runs
-    dead_letters: int  # records of that topic, settled ones too
-    members: tuple[Member, ...]
 
 
 async def look(kafka: Kafka, topology: Topology, patience: timedelta) -> Backlog:

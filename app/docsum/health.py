@@ -1,22 +1,21 @@
-"""One look at a whole deployment: every part is asked at the same time, and none is waited for too long."""
+"""What is known of a whole deployment at one moment, and what follows from it. `troubles.py` judges it."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from decimal import Decimal
-from typing import TYPE_CHECKING
 from uuid import UUID
 
-from docsum.cli.controls import PAUSE, midnight
-from docsum.cli.output import NothingRuns
-from docsum.errors import DocsumError, StoreUnavailable
+from docsum.controls import PAUSE
+from docsum.errors import DocsumError
 from docsum.heartbeat import SILENCE
 from docsum.models import (
     ALL_WORK,
     LIVE_EVENTS,
+    Backlog,
     Control,
     ControlState,
     DeadLetterFilter,
@@ -25,16 +24,10 @@ from docsum.models import (
     RunProgress,
     RunState,
     WorkerStatus,
+    midnight,
 )
+from docsum.ports import Clock, SummaryStore
 
-if TYPE_CHECKING:
-    from docsum.kafka.backlog import Backlog
-    from docsum.local.stack_state import StackState
-    from docsum.ports import SummaryStore
-    from docsum.settings import Settings
-
-PATIENCE = timedelta(seconds=3.5)  # for each part, all at once
-_PAGE_PATIENCE = timedelta(seconds=2)  # for a worker of this machine
 _NEWEST_RUNS = 12
 _FINISHED_RUNS = 3
 _FORGOTTEN = timedelta(hours=1)  # a worker that was killed is shown no longer
@@ -59,11 +52,24 @@ class Stored:
 
 
 @dataclass(frozen=True, slots=True)
+class LocalProcess:
+    """A process of the local stack, as its supervisor sees it."""
+
+    name: str
+    state: str
+    log: str
+    pid: int | None = None
+    port: int | None = None
+    restarts: int = 0
+    problem: str = ""  # why it does not run
+
+
+@dataclass(frozen=True, slots=True)
 class Health:
     """What could be learned."""
 
     at: datetime
-    stack: StackState | None = None  # of the local stack
+    processes: Sequence[LocalProcess] | None = None  # of the local stack; None: it is none
     backlog: Backlog | None = None
     stored: Stored = field(default_factory=Stored)
     pages: Sequence[WorkerStatus] = ()  # what workers of this machine say themselves
@@ -86,6 +92,10 @@ class Health:
 
     def is_silent(self, worker: WorkerStatus) -> bool:
         return worker.ended_silently(self.at, SILENCE)
+
+    def process(self, name: str) -> LocalProcess | None:
+        """The process of this name."""
+        return next((process for process in self.processes or () if process.name == name), None)
 
     @property
     def waiting(self) -> int:
@@ -131,66 +141,11 @@ class Health:
         return sum((worker.cost_in_flight for worker in self.living), Decimal(0))
 
 
-async def look(settings: Settings, *, local: bool) -> Health:
-    """Takes about `PATIENCE` at most. A part that is down hides no other."""
-    from docsum.local.stack_state import find
+async def ask(store: SummaryStore, clock: Clock, stored: Stored) -> None:
+    """Asks the store everything at once. What it has told stays in `stored`, whatever comes of the rest.
 
-    stack = find(settings.home) if local else None
-    if local and stack is None:  # it was stopped while somebody watched
-        gone = NothingRuns(f"No docsum runs in {settings.home} any more: `docsum up -d` starts it.")
-        return Health(datetime.now(UTC), errors=[gone])
-    (backlog, no_broker), (stored, no_store), pages = await asyncio.gather(
-        _broker(settings), _store(settings), _pages(stack)
-    )
-    return Health(
-        datetime.now(UTC),
-        stack,
-        backlog,
-        stored,
-        pages,
-        [error for error in (no_broker, no_store) if error],
-        settings.budget.daily_usd,
-    )
-
-
-async def _broker(settings: Settings) -> tuple[Backlog | None, DocsumError | None]:
-    from docsum.kafka import backlog
-
-    try:
-        return await backlog.look(settings.kafka, settings.topology(), PATIENCE), None
-    except DocsumError as error:
-        return None, error
-
-
-async def _pages(stack: StackState | None) -> Sequence[WorkerStatus]:
-    """What the workers of the local stack say, whatever else is down."""
-    ports = [process.port for process in stack.workers if process.port] if stack else []
-    if not ports:
-        return ()
-    from docsum.local.loopback import HOST
-    from docsum.telemetry.health import ask
-
-    answers = await asyncio.gather(*(ask(f"{HOST}:{port}", _PAGE_PATIENCE) for port in ports))
-    return [answer for answer in answers if answer]
-
-
-async def _store(settings: Settings) -> tuple[Stored, DocsumError | None]:
-    from docsum.bootstrap import open_store
-
-    stored, where = Stored(), f"ClickHouse at {settings.clickhouse.url}"
-    try:
-        async with asyncio.timeout(PATIENCE.total_seconds()), open_store(settings) as store:
-            await _tell_all(store, stored)
-    except TimeoutError:
-        how = "does not answer." if stored.is_empty else "is slow: not all of this could be asked in time."
-        return stored, StoreUnavailable(f"{where} {how}")
-    except DocsumError as error:
-        return stored, error
-    return stored, None
-
-
-async def _tell_all(store: SummaryStore, stored: Stored) -> None:
-    """What was told stays in `stored`, whatever comes of the rest. Raises a StoreError."""
+    Raises a StoreError.
+    """
 
     async def workers() -> None:
         stored.workers = await store.workers()
@@ -206,7 +161,7 @@ async def _tell_all(store: SummaryStore, stored: Stored) -> None:
         stored.runs = await _runs(store)
 
     async def spent() -> None:
-        stored.spent_today = await store.spent(None, midnight())
+        stored.spent_today = await store.spent(None, midnight(clock.now()))
 
     async def dead_letters() -> None:
         stored.dead_letters = await store.dead_letter_groups(DeadLetterFilter())

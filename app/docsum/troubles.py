@@ -7,10 +7,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from docsum.cli.health import Health
-from docsum.cli.output import larger_budget, sentence, span, standing
+from docsum.controls import larger_budget
 from docsum.errors import REASONS, DocsumError, Row, row_of
+from docsum.health import Health
 from docsum.models import ALL_WORK, LIVE_EVENTS, ControlState, Lane, RunState
+from docsum.runs import standing
+from docsum.words import sentence, span
 
 _WORD = re.compile(r"\w+")
 #: Reasons of holds that the controls tell already.
@@ -54,14 +56,14 @@ def _remedy(error: DocsumError, health: Health) -> str:
         return ""
     reason = row_of(error).reason
     name = {"broker_unavailable": "kafka", "store_unavailable": "clickhouse"}.get(reason, "")
-    process = health.stack.process(name) if health.stack else None
+    process = health.process(name)
     if process is None:
         return REASONS[reason].hint
     return f"Read {process.log}; `docsum down`, then `docsum up -d` starts it anew. Nothing is lost."
 
 
 def _stack(health: Health) -> Iterator[Trouble]:
-    for process in health.stack.processes if health.stack else ():
+    for process in health.processes or ():
         if process.problem:
             yield Trouble(f"{process.name} is {process.state}: it {process.problem}.", f"Read {process.log}.")
 
@@ -90,7 +92,7 @@ def _controls(health: Health) -> Iterator[Trouble]:
 
 def _nobody(health: Health) -> Iterator[Trouble]:
     if health.nobody_works:
-        start = "`docsum up -d` starts them." if health.stack else "Start one: `docsum worker`."
+        start = "`docsum up -d` starts them." if health.processes else "Start one: `docsum worker`."
         yield Trouble(f"{health.waiting:,} events wait and no worker is there.", start)
 
 
@@ -100,7 +102,7 @@ def _silent_workers(health: Health) -> Iterator[Trouble]:
     listed = {member.name: member.partitions for member in (health.backlog.members if health.backlog else ())}
     for worker in health.workers:
         left = {*worker.partitions, *listed.get(worker.worker, ())} - owned
-        is_ours = health.stack is not None and health.stack.process(worker.worker) is not None
+        is_ours = health.process(worker.worker) is not None
         if health.is_silent(worker) and (left or is_ours):
             has = f"; nobody else has its partitions {compact(left)}" if left else ""
             yield Trouble(
