@@ -24,6 +24,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="also tests that `make test` has no time for")
     parser.addoption("--outage-documents", help="documents of an outage test, 10000 for the full size")
     parser.addoption("--outage-seconds", help="how long its outage lasts, 600 for the full size")
+    parser.addoption("--api-requests", default="1000", help="made-up requests to the API, 5000 in full")
     parser.addoption("--held-documents", default="1000", help="documents of a paused run in the held topic")
 
 

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from datetime import timedelta
-from typing import TYPE_CHECKING
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, TypeVar
 
-from docsum.errors import DocsumError, StoreUnavailable
+from docsum.errors import BrokerUnavailable, DocsumError, StoreUnavailable
 from docsum.health import Health, Stored, ask
 from docsum.models import Backlog
-from docsum.ports import SystemClock
-from docsum.settings import Settings
+from docsum.ports import SummaryStore, SystemClock
+from docsum.sources import Entry, Lister, Now
 
 # Adapters are imported where they are opened: most commands need one or two of them, and at once.
 if TYPE_CHECKING:
     from docsum.kafka.admin import KafkaAdmin
     from docsum.kafka.producer import KafkaProducer
+    from docsum.settings import Settings
     from docsum.stores.clickhouse import ClickHouseStore
+
+T = TypeVar("T")
 
 PATIENCE = timedelta(seconds=3.5)  # for each part of a look, all at once
 
@@ -61,12 +64,51 @@ async def setup_topics(settings: Settings) -> None:
     await open_admin(settings).setup(settings.topology(), settings.topics.replication_factor)
 
 
+def open_lister() -> Lister:
+    """Lists what the workers will fetch."""
+    from docsum.fetchers.file import file_version
+
+    def list_objects(url: str, now: Now) -> Iterator[Entry]:
+        from docsum.fetchers import object_store  # not for everyone who names a folder: it takes a while
+
+        return object_store.list_objects(url, now)
+
+    return Lister(now=lambda: datetime.now(UTC), file_version=file_version, list_objects=list_objects)
+
+
+async def when_there(stop: asyncio.Event, enter: Callable[[], Awaitable[T]]) -> T:
+    """Wait for a dependency to come up; ends with the error itself when a stop is asked for meanwhile."""
+    import structlog
+
+    log = structlog.get_logger(__name__)
+    wait, told = 0.25, ""
+    while True:
+        try:
+            return await enter()
+        except (BrokerUnavailable, StoreUnavailable) as error:
+            if stop.is_set():
+                raise
+            if str(error) != told:
+                told = str(error)
+                log.warning("waiting for a dependency", action="start", message=told)
+        try:
+            await asyncio.wait_for(stop.wait(), wait)
+        except TimeoutError:
+            wait = min(wait * 1.2, 5.0)
+
+
 # -- one look at everything --------------------------------------------------------------------------------
 
 
-async def look_at(settings: Settings) -> Health:
-    """Broker and store, asked at the same time; neither is waited for longer than `PATIENCE`."""
-    (backlog, no_broker), (stored, no_store) = await asyncio.gather(_broker(settings), _stored(settings))
+async def look_at(settings: Settings, store: SummaryStore | None = None) -> Health:
+    """Broker and store, asked at the same time; neither is waited for longer than `PATIENCE`.
+
+    `store`: one that is open already.
+    """
+    opened = open_store(settings) if store is None else nullcontext(store)
+    (backlog, no_broker), (stored, no_store) = await asyncio.gather(
+        _broker(settings), _stored(settings, opened)
+    )
     return Health(
         at=SystemClock().now(),
         backlog=backlog,
@@ -85,10 +127,12 @@ async def _broker(settings: Settings) -> tuple[Backlog | None, DocsumError | Non
         return None, error
 
 
-async def _stored(settings: Settings) -> tuple[Stored, DocsumError | None]:
+async def _stored(
+    settings: Settings, opened: AbstractAsyncContextManager[SummaryStore]
+) -> tuple[Stored, DocsumError | None]:
     stored, where = Stored(), f"ClickHouse at {settings.clickhouse.url}"
     try:
-        async with asyncio.timeout(PATIENCE.total_seconds()), open_store(settings) as store:
+        async with asyncio.timeout(PATIENCE.total_seconds()), opened as store:
             await ask(store, SystemClock(), stored)
     except TimeoutError:
         how = "does not answer." if stored.is_empty else "is slow: not all of this could be asked in time."

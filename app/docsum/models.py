@@ -441,11 +441,19 @@ class Run:
     listed: int = 0  # sources seen by the publisher so far
     unreadable: int = 0  # sources that could not be announced
     by: datetime | None = None  # in the batch lane: what no batch has by then is bought live
+    publisher: str = ""  # API: the service publishes it, in the background; "": whoever asked for it
+    problem: str = ""  # why its source cannot be announced, one sentence; the publisher has given up
+    webhook: str = ""  # the address that is told when it ends or pauses
+    request: str = ""  # digest of the request that began it: the same key with another one is refused
     control: Control | None = None  # read only, see `SummaryStore.save_control`; None = nothing was asked
 
     @property
     def wanted(self) -> ControlState:
         return self.control.state if self.control else ControlState.RUNNING
+
+
+#: `Run.publisher` of a run whose source the API lists.
+API = "api"
 
 
 @dataclass(frozen=True, slots=True)
@@ -573,6 +581,71 @@ class AuditRow:
     action: str  # dlq replay, dlq discard, runs cancel, ...
     detail: str  # one sentence
     count: int = 0
+
+
+class Scope(enum.StrEnum):
+    """What a token allows; each one includes nothing of the others."""
+
+    SUBMIT = "submit"  # runs and documents: begin, add to, pause, resume, cancel
+    READ = "read"
+    ADMIN = "admin"  # delete documents, replay and discard dead letters, pause everything
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """Who may use the API. The token itself is known to its owner alone."""
+
+    name: str
+    digest: str  # hex sha256
+    scopes: frozenset[Scope]
+    created_at: datetime
+    created_by: str
+    revoked: bool = False
+    changed_at: datetime = EPOCH
+
+
+class DeliveryState(enum.StrEnum):
+    """How far a webhook message is."""
+
+    PENDING = "pending"
+    DELIVERED = "delivered"
+    FAILED = "failed"  # given up, after days
+    DISABLED = "disabled"  # its receiver wants no more: 410
+
+
+@dataclass(frozen=True, slots=True)
+class WebhookDelivery:
+    """A message to the address of a run. Its id stays the same however often it is sent."""
+
+    message_id: str
+    run_id: UUID
+    event: str  # run.finished, run.paused, run.failed
+    url: str
+    body: str  # JSON
+    created_at: datetime
+    changed_at: datetime
+    next_attempt_at: datetime
+    state: DeliveryState = DeliveryState.PENDING
+    attempts: int = 0
+    answer: str = ""  # what came of the last attempt, one sentence
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentCost:
+    """What the calls for one document of a run have cost, and how long they took."""
+
+    document_id: str
+    calls: int
+    cost: Decimal  # US dollars
+    latency: timedelta  # of all its calls together
+
+
+@dataclass(frozen=True, slots=True)
+class Throughput:
+    """How many documents of a run had their end in a stretch of time."""
+
+    begins: datetime
+    ended: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,9 @@ from docsum.models import (
     DeadLetterRow,
     Death,
     Delivery,
+    DeliveryState,
     Document,
+    DocumentCost,
     DocumentReference,
     ExtractedText,
     Failure,
@@ -39,9 +41,13 @@ from docsum.models import (
     Run,
     RunDocumentRow,
     RunProgress,
+    State,
     Summary,
     SummaryRow,
+    Throughput,
+    Token,
     Traces,
+    WebhookDelivery,
     WorkerStatus,
 )
 
@@ -231,6 +237,53 @@ class SummaryStore(Protocol):
 
     async def deaths(self, since: datetime) -> Sequence[Death]:
         """Those of that time."""
+
+
+class ServiceStore(SummaryStore, Protocol):
+    """What the API asks of the tables besides."""
+
+    async def runs_before(self, before: tuple[datetime, UUID] | None, limit: int) -> Sequence[Run]:
+        """The newest first; `before`: creation and id of the last one of the page before."""
+
+    async def unpublished(self, publisher: str) -> Sequence[Run]:
+        """Runs of that publisher that are not announced to their end, without those that it has given up."""
+
+    async def runs_to_tell(self) -> Sequence[Run]:
+        """Runs with a webhook whose end it has not been told yet."""
+
+    async def documents_of(
+        self,
+        run_id: UUID,
+        states: Collection[State] = (),
+        *,
+        text: str = "",
+        after: str = "",
+        limit: int = 100,
+    ) -> Sequence[RunDocumentRow]:
+        """A page of a run's documents, by id, in these states (all without), with `text` in their id."""
+
+    async def summaries_with(self, text: str, after: str, limit: int) -> Sequence[SummaryRow]:
+        """A page of the newest summaries, by document id, with `text` in id or title."""
+
+    async def throughput(self, run_id: UUID, since: datetime, step: timedelta) -> Sequence[Throughput]:
+        """How many documents had their end in each stretch since then; those without any are left out."""
+
+    async def expensive(self, run_id: UUID, limit: int, *, slowest: bool) -> Sequence[DocumentCost]:
+        """The dearest documents of a run, or those whose calls took longest."""
+
+    async def tokens(self) -> Sequence[Token]:
+        """All that were ever made, by name; at most 2 seconds old."""
+
+    async def save_token(self, token: Token) -> None:
+        """Upsert by name, newest `changed_at` wins."""
+
+    async def webhook_deliveries(
+        self, run_id: UUID | None = None, states: Collection[DeliveryState] = (), limit: int = 100
+    ) -> Sequence[WebhookDelivery]:
+        """Messages in these states (all without), the newest first."""
+
+    async def save_webhook_delivery(self, delivery: WebhookDelivery) -> None:
+        """Upsert, newest `changed_at` wins."""
 
 
 class Publisher(Protocol):

@@ -129,8 +129,11 @@ async def publish(
     max_lag: int = 0,
     tell: Callable[[Published], None] = lambda _published: None,
     complain: Callable[[Unreadable], None] = lambda _unreadable: None,
+    ends: bool = True,
 ) -> Run:
     """Announces every entry that has no row in this run yet; returns the published run.
+
+    Unless it `ends`: then more will follow, and the run is still being published.
 
     `tell` hears how far it has come, for the first time when the run is saved.
     Cancelled or failed, it leaves the run `publishing-interrupted`: publishing it again goes on. Waits while
@@ -151,13 +154,19 @@ async def publish(
                     await publisher.wait_for_room(lag, max_lag)
                 await publisher.take(batch)
         refresh.cancel()
-        return await publisher.finish()
+        return await publisher.finish(RunState.PUBLISHED if ends else RunState.PUBLISHING)
     except BaseException:
         refresh.cancel()
         with suppress(DocsumError, TimeoutError):
             async with asyncio.timeout(SAVE_WITHIN.total_seconds()):
                 await publisher.save(RunState.INTERRUPTED)
         raise
+
+
+def following(run: Run, state: RunState, now: datetime, problem: str = "") -> Run:
+    """The run's next row. Never with the same time twice: the newest shows."""
+    later = max(now, run.updated_at + timedelta(milliseconds=1))
+    return replace(run, state=state, problem=problem, updated_at=later)
 
 
 async def follow(run_id: UUID, store: SummaryStore, clock: Clock) -> AsyncIterator[Snapshot]:
@@ -205,18 +214,15 @@ class _Publisher:
         self._behind: int | None = None  # at most so many events; None = not looked yet
 
     async def save(self, state: RunState) -> Run:
-        """Never with the same time twice: the newest row shows."""
-        now = max(self._clock.now(), self._run.updated_at + timedelta(milliseconds=1))
         count = self._count
-        self._run = replace(
-            self._run, state=state, updated_at=now, listed=count.listed, unreadable=count.unreadable
-        )
+        row = replace(self._run, listed=count.listed, unreadable=count.unreadable)
+        self._run = following(row, state, self._clock.now())
         await self._store.save_run(self._run)
         return self._run
 
-    async def finish(self) -> Run:
-        """Every row is durable: nothing more will come."""
-        return await self._patiently(lambda: self.save(RunState.PUBLISHED))
+    async def finish(self, state: RunState) -> Run:
+        """Every row is durable."""
+        return await self._patiently(lambda: self.save(state))
 
     async def refresh(self) -> None:
         """Shows that somebody is publishing, for as long as that is so."""

@@ -8,7 +8,7 @@ import os
 import platform
 import signal
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -17,9 +17,9 @@ from typing import TypeVar
 
 import structlog
 
-from docsum.bootstrap import open_admin, open_store, setup_store, setup_topics
+from docsum.bootstrap import open_admin, open_store, setup_store, setup_topics, when_there
 from docsum.crashes import CrashGuard
-from docsum.errors import BrokerUnavailable, ConfigurationError, StoreUnavailable
+from docsum.errors import ConfigurationError
 from docsum.extractors import DocumentExtractor
 from docsum.extractors.sandbox import Sandbox
 from docsum.fetchers import DocumentFetcher
@@ -87,9 +87,9 @@ async def _work(settings: Settings, stop: asyncio.Event, lane: Lane, set_up: boo
         enter = stack.enter_async_context
         admin = open_admin(settings)
         await _set_up(settings, stop, set_up)
-        retries = await _when_there(stop, lambda: _checked_topics(admin, settings))
-        store = await _when_there(stop, lambda: enter(open_store(settings)))
-        publisher = await _when_there(
+        retries = await when_there(stop, lambda: _checked_topics(admin, settings))
+        store = await when_there(stop, lambda: enter(open_store(settings)))
+        publisher = await when_there(
             stop,
             lambda: enter(CopyPublisher(settings.kafka.bootstrap_servers, aiokafka_security(settings.kafka))),
         )
@@ -183,7 +183,7 @@ async def _work(settings: Settings, stop: asyncio.Event, lane: Lane, set_up: boo
         log.info(
             "worker started", action="start", worker=newborn.worker, model=settings.model.name, port=port
         )
-        await _when_there(stop, heart.wake)
+        await when_there(stop, heart.wake)
         held = HeldTopic(
             {
                 "bootstrap_servers": settings.kafka.bootstrap_servers,
@@ -220,8 +220,8 @@ def _beside(worker: KafkaWorker, work: Callable[[], Coroutine[None, None, None]]
 
 async def _set_up(settings: Settings, stop: asyncio.Event, wanted: bool) -> None:
     if wanted:
-        await _when_there(stop, lambda: setup_topics(settings))
-        await _when_there(stop, lambda: setup_store(settings))
+        await when_there(stop, lambda: setup_topics(settings))
+        await when_there(stop, lambda: setup_store(settings))
 
 
 def _newborn(settings: Settings, lane: Lane, now: datetime) -> WorkerStatus:
@@ -282,24 +282,6 @@ async def _checked_topics(admin: KafkaAdmin, settings: Settings) -> tuple[str, .
     if wrong:
         raise ConfigurationError(f"{wrong[0]} Run `docsum setup topics`.")
     return tuple(await admin.existing_retry_topics(settings.topology()))
-
-
-async def _when_there(stop: asyncio.Event, enter: Callable[[], Awaitable[T]]) -> T:
-    """Wait for a dependency to come up; ends with the error itself when a stop is asked for meanwhile."""
-    wait, told = 0.25, ""
-    while True:
-        try:
-            return await enter()
-        except (BrokerUnavailable, StoreUnavailable) as error:
-            if stop.is_set():
-                raise
-            if str(error) != told:
-                told = str(error)
-                log.warning("waiting for a dependency", action="start", message=told)
-        try:
-            await asyncio.wait_for(stop.wait(), wait)
-        except TimeoutError:
-            wait = min(wait * 1.2, 5.0)
 
 
 async def _store_what_was_paid(

@@ -194,6 +194,22 @@ class Store(_Group):
     )
 
 
+class Api(_Group):
+    host: str = Field("127.0.0.1", description="Address of the API and the page; 0.0.0.0 in a container")
+    port: int = Field(8080, ge=0, le=65535, description="Port of the API and the page")
+    max_lag: int = Field(
+        100_000, ge=1, description="Above so many waiting events new work is refused: 429, try later"
+    )
+    max_upload: Size = Field(1_000_000_000, ge=1, description="Largest list of documents in one request")
+    webhook_secrets: SecretStr = Field(
+        SecretStr(""),
+        description="What signs webhooks: `whsec_...`; two by comma while you change it",
+    )
+    webhook_private_hosts: Names = Field(
+        (), description="Receivers of webhooks that may be at private addresses, and by http"
+    )
+
+
 class Log(_Group):
     level: str = Field("info", description="debug, info, warning or error")
     format: str = Field("auto", description="json, console, or auto = console on a terminal")
@@ -220,6 +236,7 @@ class Settings(BaseSettings):
     fetch: Fetch = Fetch()
     extract: Extract = Extract()
     store: Store = Store()
+    api: Api = Api()
     log: Log = Log()
 
     @classmethod

@@ -30,7 +30,7 @@ class Trouble:
         return f"{self.what} {self.do}"
 
 
-def troubles(health: Health) -> list[Trouble]:
+def troubles(health: Health, *, about_runs: bool = True) -> list[Trouble]:
     """Empty when all is well."""
     parts = (
         _silent_parts,
@@ -43,7 +43,7 @@ def troubles(health: Health) -> list[Trouble]:
         _lost,
         _runs,
     )
-    return [trouble for part in parts for trouble in part(health)]
+    return [trouble for part in parts if about_runs or part is not _runs for trouble in part(health)]
 
 
 def _silent_parts(health: Health) -> Iterator[Trouble]:

@@ -20,10 +20,10 @@ from uuid import UUID
 
 import pytest
 
+from docsum.bootstrap import open_lister
 from docsum.cli import execute
 from docsum.cli.app import COMMANDS, application
 from docsum.cli.config import described
-from docsum.cli.deployment import lister
 from docsum.cli.export import _cell
 from docsum.cli.output import Code, WrongUsage, code_of
 from docsum.cli.progress import Pace, counts
@@ -113,7 +113,7 @@ def test_help_lists_every_command_but_the_hidden_one(capsys: pytest.CaptureFixtu
 def test_the_help_of_every_command_teaches(capsys: pytest.CaptureFixture[str], command: str) -> None:
     code, out, _ = result(capsys, *command.split(), "--help")
     assert code == Code.OK
-    group = command in ("runs", "documents", "config", "setup", "dlq")
+    group = command in ("runs", "documents", "config", "setup", "dlq", "tokens")
     assert "Commands:" in out if group else f"    docsum {command}" in out
 
 
@@ -377,20 +377,20 @@ def _asked(folder: Path) -> Asked:
     from docsum.cli.reading import Asked
 
     settings = load()
-    source = lister().open(str(folder), sys.stdin.buffer)
+    source = open_lister().open(str(folder), sys.stdin.buffer)
     return Asked(source, settings, settings.fetch, settings.recipe())
 
 
 async def test_a_sample_is_drawn_once(letters: Path, tmp_path: Path) -> None:
     from docsum.cli.sampling import drawn
 
-    source = lister().open(str(letters), sys.stdin.buffer)
+    source = open_lister().open(str(letters), sys.stdin.buffer)
     sample = await drawn(RUN.id, source, 7, tmp_path, exists=False)
     again = await drawn(RUN.id, source, 7, tmp_path, exists=True)
     assert (again.manifest, again.tally.strata) == (sample.manifest, sample.tally.strata)
     assert again.tally.documents == 60
     whole = {entry.document_id: entry for entry in source.entries() if isinstance(entry, Listed)}
-    drawn_ones = list(lister().open(str(sample.manifest), sys.stdin.buffer).entries())
+    drawn_ones = list(open_lister().open(str(sample.manifest), sys.stdin.buffer).entries())
     assert len(drawn_ones) == 7
     for entry in drawn_ones:
         assert isinstance(entry, Listed)

@@ -43,6 +43,8 @@ COMMANDS = {
     "config": ("config", "Settings: what is set, and where."),
     "setup": ("setup", "Make or check topics and tables."),
     "worker": ("worker", "Be one worker of the group."),
+    "api": ("api", "Serve the HTTP API and the page."),
+    "tokens": ("tokens", "Who may use the API."),
     "model-server": ("worker", ""),
 }
 _HIDDEN = ("model-server",)

@@ -10,7 +10,8 @@ from uuid import uuid4
 
 import typer
 
-from docsum.cli.deployment import deployment_for, download, lister
+from docsum.bootstrap import open_lister
+from docsum.cli.deployment import deployment_for, download
 from docsum.cli.output import Code, console, finish, say, table
 from docsum.cli.report import report_failed, short_name
 from docsum.errors import ConfigurationError
@@ -64,7 +65,7 @@ async def _demo(settings: Settings) -> Code:
     from docsum.ports import SystemClock
 
     started, clock = time.monotonic(), SystemClock()
-    source = lister().open(str(samples_folder()), sys.stdin.buffer)
+    source = open_lister().open(str(samples_folder()), sys.stdin.buffer)
     deployment = await deployment_for(settings, source, local_model=True)
     say(f"The samples are summarised by {deployment.settings.model.name}: extracts, free of charge.")
     try:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from docsum.cli.output import NothingRuns, console, say
 from docsum.errors import ConfigurationError, SourceNotAllowed
-from docsum.sources import Entry, Lister, Now, Source
+from docsum.sources import Source
 
 if TYPE_CHECKING:
     from docsum.local.stack_state import StackState
@@ -48,20 +48,6 @@ def reached() -> Settings:
             f"No docsum runs in {settings.home}: start it with `docsum up -d`, or `docsum run FOLDER`."
         )
     return attached
-
-
-def lister() -> Lister:
-    """Lists what the workers will fetch."""
-    from datetime import UTC, datetime
-
-    from docsum.fetchers.file import file_version
-
-    def list_objects(url: str, now: Now) -> Iterator[Entry]:
-        from docsum.fetchers import object_store  # not for everyone who names a folder: it takes a while
-
-        return object_store.list_objects(url, now)
-
-    return Lister(now=lambda: datetime.now(UTC), file_version=file_version, list_objects=list_objects)
 
 
 async def deployment_for(

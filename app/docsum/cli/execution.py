@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass, replace
-from datetime import datetime
 from typing import TYPE_CHECKING
 
 from docsum.cli.controls import told_why
@@ -17,12 +16,10 @@ from docsum.cli.report import projection_fields, report, report_projection, repo
 from docsum.errors import DocsumError
 from docsum.models import Lane, Run, RunState
 from docsum.runs import Published, Snapshot, follow, publish, run_fields
-from docsum.sources import Listed, Source
+from docsum.sources import Source
 
 if TYPE_CHECKING:
     from docsum.cli.sampling import Projection, Sample
-    from docsum.kafka.codec import EventCodec
-    from docsum.kafka.producer import KafkaProducer
     from docsum.ports import Clock, SummaryStore
 _GOODBYE = 5.0  # seconds for a cancelled publisher: its producer waits longer for a broker that is down
 
@@ -130,6 +127,7 @@ class Execution:
     async def _publish(self, run: Run, watch: Watch, saved: asyncio.Event) -> Run:
         """Sets `saved` once the run is in the store."""
         from docsum.bootstrap import open_admin, open_producer
+        from docsum.kafka.announcer import Announcer
         from docsum.kafka.codec import EventCodec
 
         if run.state is RunState.PUBLISHED:
@@ -157,7 +155,7 @@ class Execution:
                 run,
                 self.source.entries(),
                 store=self.store,
-                announce=_Announcer(producer, codec, topology.lane_topic(run.lane), self.clock),
+                announce=Announcer(producer, codec, topology, self.clock),
                 clock=self.clock,
                 lag=lag,
                 max_lag=self.manner.max_lag,
@@ -172,35 +170,3 @@ class Execution:
             say(f"Announced: {snapshot.progress.total:,} documents of run {snapshot.run.id}.")
             next_step(f"`docsum runs watch {snapshot.run.id}`")
         return Code.OK
-
-
-@dataclass(frozen=True, slots=True)
-class _Announcer:
-    """Publishes events to the topic of a lane."""
-
-    producer: KafkaProducer
-    codec: EventCodec
-    topic: str
-    clock: Clock
-
-    async def __call__(self, run: Run, listed: Listed) -> datetime:
-        from docsum.kafka.codec import new_event
-        from docsum.models import RecordCopy, from_ms, to_ms
-
-        event = new_event(
-            listed.document_id,
-            listed.uri,
-            occurred_at=listed.occurred_at,
-            source_version=listed.source_version,
-            media_type=listed.media_type,
-            size_bytes=listed.size_bytes,
-            title=listed.title,
-            run_id=run.id,
-            force=run.force,
-            attributes=listed.attributes,
-        )
-        value = await self.codec.encode(event, self.topic)
-        published_ms = to_ms(self.clock.now())
-        record = RecordCopy(self.topic, None, listed.document_id.encode(), value, ())
-        await (await self.producer.submit(record, timestamp_ms=published_ms))
-        return from_ms(published_ms)

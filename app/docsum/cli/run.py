@@ -16,8 +16,9 @@ from uuid import UUID, uuid4
 
 import typer
 
+from docsum.bootstrap import open_lister
 from docsum.cli.controls import Budget, dollars
-from docsum.cli.deployment import Deployment, deployment_for, download, lister
+from docsum.cli.deployment import Deployment, deployment_for, download
 from docsum.cli.options import MAX_LAG, JsonObject, MaxLag, NoWait
 from docsum.cli.output import Code, WrongUsage, finish, say
 from docsum.controls import set_budget
@@ -176,7 +177,7 @@ def run(
     options |= {"--lane": "" if lane == Lane.BACKFILL else lane, "--force": force}
     command = _command(order.source, options)
     settings = load()
-    opened = lister().open(order.source, sys.stdin.buffer)
+    opened = open_lister().open(order.source, sys.stdin.buffer)
     if dry_run:
         finish(_dry_run(order, opened, settings, command, json))
     paid = _is_paid(order, settings)
@@ -278,7 +279,7 @@ async def _sampled(
 
     assert order.sample is not None
     sample = await drawn(order.id, source, order.sample, deployment.settings.home, exists=exists)
-    return lister().open(str(sample.manifest), sys.stdin.buffer), replace(manner, sample=sample)
+    return open_lister().open(str(sample.manifest), sys.stdin.buffer), replace(manner, sample=sample)
 
 
 async def _agreed(

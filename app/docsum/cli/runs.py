@@ -10,8 +10,9 @@ from uuid import UUID
 
 import typer
 
+from docsum.bootstrap import open_lister
 from docsum.cli.controls import Budget, Reason, dollars, told_why
-from docsum.cli.deployment import deployment_for, download, lister, reached
+from docsum.cli.deployment import deployment_for, download, reached
 from docsum.cli.options import MAX_LAG, JsonLines, JsonObject, MaxLag, NoWait
 from docsum.cli.output import Code, WrongUsage, agreed, console, emit, finish, next_step, say, table
 from docsum.controls import CANCEL, cancel_run, pause_run, resume_run
@@ -318,7 +319,7 @@ async def _resume(run_id: str, wish: _Wish, manner: Manner) -> Code:
             say("Everything of this run has been announced already.")
         next_step(f"`docsum runs watch {run.id}`")
         return Code.OK
-    source = lister().open(run.source, sys.stdin.buffer)
+    source = open_lister().open(run.source, sys.stdin.buffer)
     deployment = await deployment_for(settings, source)
     async with open_store(deployment.settings) as store:
         return await Execution(source, deployment, store, SystemClock(), manner).carry_out(run)

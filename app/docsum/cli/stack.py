@@ -81,6 +81,7 @@ async def _detached(settings: Settings, workers: int | None, local_model: bool) 
     count, partitions = workers or before, settings.topics.partitions
     kept = f"{count} {'worker' if count == 1 else 'workers'}"
     say(f"docsum runs in {settings.home} with {kept}. {stack.model_line}")
+    say(f"The page and the API: {stack.state.addresses['api']}")
     if count > partitions:
         say(f"The topics have {partitions} partitions: more workers than that have nothing to do.")
     next_step("`docsum run FOLDER`, `docsum status`, `docsum down`")

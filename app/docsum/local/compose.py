@@ -27,7 +27,7 @@ from docsum.settings import Fetch, Settings
 LOCAL_MODEL = "local-extractive-1"
 START_TIMEOUT = timedelta(minutes=3)
 _PASSED_ON = ("HOME", "LANG", "TMPDIR", "XDG_CACHE_HOME", "SSL_CERT_FILE", "SSL_CERT_DIR")
-BATCH_WORKER = "batch-worker"
+BATCH_WORKER, API = "batch-worker", "api"
 _LANE: Mapping[str, Sequence[str]] = {BATCH_WORKER: ("--lane=batch",)}
 _BATCHES_HERE = {name: timedelta(seconds=1) for name in ("quiet", "poll")}
 _CREDENTIALS = ("AWS_", "GOOGLE_", "AZURE_")  # how the variables begin that object stores are opened with
@@ -150,6 +150,7 @@ class _Plan:
             "kafka": f"{HOST}:{stack.port('kafka')}",
             "clickhouse": f"http://{HOST}:{stack.port('clickhouse')}",
             "model": f"http://{HOST}:{stack.port('model')}",
+            "api": f"http://{HOST}:{stack.port(API, settings.api.port or None)}",
         }
 
     def stages(self, jars: Sequence[Path], workers: int) -> list[list[ProcessSpec]]:
@@ -160,7 +161,8 @@ class _Plan:
             self._engine(),
             self._model_server(),
         ]
-        return [base, [self._worker(BATCH_WORKER)], [self.worker(number) for number in range(1, workers + 1)]]
+        beside = [self._worker(BATCH_WORKER), self._api()]
+        return [base, beside, [self.worker(number) for number in range(1, workers + 1)]]
 
     def _engine(self) -> ProcessSpec:
         port, data = self.stack.port("clickhouse"), self.home / "clickhouse"
@@ -182,6 +184,19 @@ class _Plan:
             cwd=self.home,
             ready=http_ready(f"http://{HOST}:{port}{probe}"),
             port=port,
+        )
+
+    def _api(self) -> ProcessSpec:
+        port = self.stack.port(API)
+        settings = _reached(with_model(self.settings, self.local_model), self.addresses)
+        return ProcessSpec(
+            name=API,
+            argv=[sys.executable, "-m", "docsum", "api", "--open", "--set-up"],
+            env=api_environment(settings, port),
+            cwd=self.home,
+            ready=http_ready(f"http://{HOST}:{port}/healthz"),
+            port=port,
+            ready_timeout=START_TIMEOUT,
         )
 
     def worker(self, number: int) -> ProcessSpec:
@@ -210,20 +225,32 @@ def worker_environment(settings: Settings, name: str, port: int) -> Mapping[str,
     }
     if uses_local_model(settings):  # its batches take seconds
         changed["batch"] = settings.batch.model_copy(update=_BATCHES_HERE)
-    return {
-        **_passed_on(),
-        **{name: value for name, value in os.environ.items() if name.startswith(_CREDENTIALS)},
-        **settings.model_copy(update=changed).environment(),
+    return _environment(settings.model_copy(update=changed))
+
+
+def api_environment(settings: Settings, port: int) -> Mapping[str, str]:
+    """The whole environment of the API of the local stack; it needs no key."""
+    changed = {
+        "api": settings.api.model_copy(update={"host": HOST, "port": port}),
+        "fetch": _allowed(settings),
+        "model": settings.model.model_copy(update={"api_key": SecretStr("")}),
     }
+    return _environment(settings.model_copy(update=changed))
+
+
+def _environment(settings: Settings) -> Mapping[str, str]:
+    credentials = {name: value for name, value in os.environ.items() if name.startswith(_CREDENTIALS)}
+    return {**_passed_on(), **credentials, **settings.environment()}
 
 
 async def _with_current_settings(settings: Settings, state: StackState, local_model: bool) -> StackState:
     reached = _reached(with_model(settings, local_model), state.addresses)
     stale: dict[str, Mapping[str, str]] = {}
-    batch = state.process(BATCH_WORKER)
-    for process in (*state.workers, *((batch,) if batch else ())):
+    beside = [process for name in (BATCH_WORKER, API) if (process := state.process(name))]
+    for process in (*state.workers, *beside):
         if process.port is not None:
-            wanted = worker_environment(reached, process.name, process.port)
+            environment = worker_environment(reached, process.name, process.port)
+            wanted = api_environment(reached, process.port) if process.name == API else environment
             if environment_digest(wanted) != process.environment:
                 stale[process.name] = wanted
     if not stale:

@@ -85,10 +85,10 @@ class Stack:
             take_request(home)
             yield cls(home, earlier)
 
-    def port(self, name: str) -> int:
-        """A free loopback port under this name: the one of the last time if it is still free."""
+    def port(self, name: str, preferred: int | None = None) -> int:
+        """A free loopback port under this name: the one of the last time, or the preferred, if still free."""
         if name not in self._ports:
-            earlier = self._earlier_ports.get(name)
+            earlier = self._earlier_ports.get(name, preferred)
             port = free_port(earlier)
             while port in self._ports.values():
                 port = free_port()

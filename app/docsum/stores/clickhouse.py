@@ -35,17 +35,23 @@ from docsum.models import (
     DeadLetterGroup,
     DeadLetterRow,
     Death,
+    DeliveryState,
+    DocumentCost,
     Known,
     Rows,
     Run,
     RunDocumentRow,
     RunProgress,
+    State,
     SummaryRow,
+    Throughput,
+    Token,
     Traces,
+    WebhookDelivery,
     WorkerStatus,
 )
 from docsum.settings import ClickHouse
-from docsum.stores import batches, costs, dead_letters, migrate, purge
+from docsum.stores import batches, costs, dead_letters, migrate, purge, service
 from docsum.stores.connection import CUT_BODY, code_of, connect, translated
 from docsum.stores.controls import Controls
 from docsum.stores.group_commit import GroupCommit
@@ -60,6 +66,8 @@ from docsum.stores.tables import (
     RUN_DOCUMENT_COLUMNS,
     RUNS,
     SUMMARY_COLUMNS,
+    TOKENS,
+    WEBHOOKS,
     WORKERS,
     Table,
     Values,
@@ -78,6 +86,7 @@ log = structlog.get_logger(__name__)
 R = TypeVar("R")
 
 _RUN_AGE = 2.0  # seconds that a run is believed without asking again
+_TOKEN_AGE = 2.0  # and the tokens
 _PAGE = 5_000  # documents of a run that are read at once
 _DEADLINE = 60.0  # seconds for one statement, whatever the socket does
 _MUTATION = timedelta(minutes=15)  # to write the parts of a table anew that hold the rows in question
@@ -131,7 +140,10 @@ WHERE database = currentDatabase() AND table = {table:String}"""
 
 
 class ClickHouseStore:
-    """The port `SummaryStore`. To be entered on the event loop that uses it; needs tables: see `check`."""
+    """The ports `SummaryStore` and `ServiceStore`.
+
+    To be entered on the event loop that uses it; needs tables: see `check`.
+    """
 
     def __init__(self, settings: ClickHouse, flush_interval: timedelta) -> None:
         self._settings = settings
@@ -142,6 +154,7 @@ class ClickHouseStore:
         self._runs: Lookup[Run | None] = Lookup(self._ask_runs, None)
         self._recent_runs: dict[UUID, tuple[float, Run | None]] = {}
         self._controls = Controls(self._query)
+        self._recent_tokens: tuple[float, Sequence[Token]] = (0.0, ())
         self._types: dict[str, Sequence[ClickHouseType]] = {}
 
     async def __aenter__(self) -> Self:
@@ -284,8 +297,9 @@ class ClickHouseStore:
         return None if run is None else replace(run, control=await self._controls.of(run_id))
 
     async def runs(self, limit: int = 50) -> Sequence[Run]:
-        found = [run_of(values) for values in await self._query(_RUN_LIST, limit=limit)]
-        return [replace(run, control=await self._controls.of(run.id)) for run in found]
+        return await self._controlled(
+            [run_of(values) for values in await self._query(_RUN_LIST, limit=limit)]
+        )
 
     async def control(self, target: UUID) -> Control:
         return await self._controls.of(target) or Control(target)
@@ -373,6 +387,61 @@ class ClickHouseStore:
 
     async def traces(self, document_id: str) -> Traces:
         return await purge.traces(self._query, utf8(document_id))
+
+    # -- for the API ---------------------------------------------------------------------------------------
+
+    async def runs_before(self, before: tuple[datetime, UUID] | None, limit: int) -> Sequence[Run]:
+        return await self._controlled(await service.runs_before(self._query, before, limit))
+
+    async def unpublished(self, publisher: str) -> Sequence[Run]:
+        return await self._controlled(await service.unpublished(self._query, publisher))
+
+    async def runs_to_tell(self) -> Sequence[Run]:
+        return await self._controlled(await service.runs_to_tell(self._query))
+
+    async def _controlled(self, runs: Sequence[Run]) -> Sequence[Run]:
+        return [replace(run, control=await self._controls.of(run.id)) for run in runs]
+
+    async def documents_of(
+        self,
+        run_id: UUID,
+        states: Collection[State] = (),
+        *,
+        text: str = "",
+        after: str = "",
+        limit: int = 100,
+    ) -> Sequence[RunDocumentRow]:
+        return await service.documents_of(
+            self._query, run_id, states=states, text=text, after=after, limit=limit
+        )
+
+    async def summaries_with(self, text: str, after: str, limit: int) -> Sequence[SummaryRow]:
+        return await service.summaries_with(self._query, text, after, limit)
+
+    async def throughput(self, run_id: UUID, since: datetime, step: timedelta) -> Sequence[Throughput]:
+        return await service.throughput(self._query, run_id, since, step)
+
+    async def expensive(self, run_id: UUID, limit: int, *, slowest: bool) -> Sequence[DocumentCost]:
+        return await service.expensive(self._query, run_id, limit, slowest=slowest)
+
+    async def tokens(self) -> Sequence[Token]:
+        until, tokens = self._recent_tokens
+        if until < time.monotonic():
+            tokens = await service.tokens(self._query)
+            self._recent_tokens = (time.monotonic() + _TOKEN_AGE, tokens)
+        return tokens
+
+    async def save_token(self, token: Token) -> None:
+        await self._insert_rows(TOKENS, (token,), uuid4().hex)
+        self._recent_tokens = (0.0, ())
+
+    async def webhook_deliveries(
+        self, run_id: UUID | None = None, states: Collection[DeliveryState] = (), limit: int = 100
+    ) -> Sequence[WebhookDelivery]:
+        return await service.webhook_deliveries(self._query, run_id, states, limit)
+
+    async def save_webhook_delivery(self, delivery: WebhookDelivery) -> None:
+        await self._insert_rows(WEBHOOKS, (delivery,), uuid4().hex)
 
     async def _ask_known(self, keys: Sequence[str]) -> Mapping[str, Known]:
         return {values[0]: known_of(values[1:]) for values in await self._query(_KNOWN, keys=keys)}

@@ -26,6 +26,8 @@ from docsum.models import (
     DeadLetterGroup,
     DeadLetterRow,
     Death,
+    DeliveryState,
+    DocumentCost,
     FailureRow,
     Known,
     Rows,
@@ -35,8 +37,11 @@ from docsum.models import (
     RunState,
     State,
     SummaryRow,
+    Throughput,
+    Token,
     Traces,
     Usage,
+    WebhookDelivery,
     WorkerStatus,
 )
 
@@ -48,7 +53,10 @@ def _now() -> datetime:
 
 
 class MemoryStore:
-    """The port `SummaryStore`. The newest version of a key is kept; of equal ones the last written."""
+    """The ports `SummaryStore` and `ServiceStore`.
+
+    The newest version of a key is kept; of equal ones the last written.
+    """
 
     def __init__(self, now: Callable[[], datetime] = _now) -> None:
         self._now = now
@@ -62,6 +70,8 @@ class MemoryStore:
         self._deaths: dict[tuple[str, datetime, AtRisk], Death] = {}
         self.dead_letter_rows: dict[Coordinates, DeadLetterRow] = {}
         self._audit: list[AuditRow] = []
+        self._tokens: dict[str, Token] = {}
+        self._webhooks: dict[str, WebhookDelivery] = {}
         self.batch_rows: dict[str, Batch] = {}
         self.batch_items: dict[tuple[str, str], BatchItem] = {}
         self.unavailable_since: datetime | None = None
@@ -345,6 +355,101 @@ class MemoryStore:
                     row, state=State.CANCELLED, reason="cancelled", message=reason, written_at=at
                 )
                 await self.write(Rows(run_documents=(cancelled,)))
+
+    # -- for the API ---------------------------------------------------------------------------------------
+
+    async def runs_before(self, before: tuple[datetime, UUID] | None, limit: int) -> Sequence[Run]:
+        newest = sorted(self._runs.values(), key=lambda run: (run.created_at, run.id), reverse=True)
+        found = [run for run in newest if before is None or (run.created_at, run.id) < before]
+        return [self._read(run) for run in found[:limit]]
+
+    async def unpublished(self, publisher: str) -> Sequence[Run]:
+        runs = [self._read(run) for run in self._runs.values()]
+        return [
+            run
+            for run in sorted(runs, key=lambda run: run.created_at)
+            if run.publisher == publisher and run.state is not RunState.PUBLISHED and not run.problem
+        ]
+
+    async def runs_to_tell(self) -> Sequence[Run]:
+        told = {
+            each.run_id for each in self._webhooks.values() if each.event in ("run.finished", "run.failed")
+        }
+        runs = sorted(self._runs.values(), key=lambda run: run.created_at)
+        return [self._read(run) for run in runs if run.webhook and run.id not in told]
+
+    async def documents_of(
+        self,
+        run_id: UUID,
+        states: Collection[State] = (),
+        *,
+        text: str = "",
+        after: str = "",
+        limit: int = 100,
+    ) -> Sequence[RunDocumentRow]:
+        found = [
+            row
+            for (run, name), row in sorted(self._run_documents.items())
+            if run == run_id and name > after and (not states or row.state in states)
+            if text.lower() in name.lower()
+        ]
+        return found[:limit]
+
+    async def summaries_with(self, text: str, after: str, limit: int) -> Sequence[SummaryRow]:
+        found = [
+            row
+            for name, row in sorted(self._summaries.items())
+            if name > after and row.summary
+            if text.lower() in name.lower() or text.lower() in row.summary.title.lower()
+        ]
+        return found[:limit]
+
+    async def throughput(self, run_id: UUID, since: datetime, step: timedelta) -> Sequence[Throughput]:
+        counts = Counter(
+            EPOCH + (row.written_at - EPOCH) // step * step
+            for (run, _), row in self._run_documents.items()
+            if run == run_id and row.state.terminal and row.written_at >= since
+        )
+        return [Throughput(begins, ended) for begins, ended in sorted(counts.items())]
+
+    async def expensive(self, run_id: UUID, limit: int, *, slowest: bool) -> Sequence[DocumentCost]:
+        calls: defaultdict[str, list[Answer]] = defaultdict(list)
+        for answer in self._answers.values():
+            if answer.run_id == run_id:
+                calls[answer.document_id].append(answer)
+        found = [
+            DocumentCost(
+                name,
+                len(answers),
+                sum((answer.cost for answer in answers), Decimal(0)),
+                timedelta(milliseconds=sum(answer.latency_ms for answer in answers)),
+            )
+            for name, answers in sorted(calls.items())
+        ]
+        return sorted(found, key=lambda each: each.latency if slowest else each.cost, reverse=True)[:limit]
+
+    async def tokens(self) -> Sequence[Token]:
+        return [self._tokens[name] for name in sorted(self._tokens)]
+
+    async def save_token(self, token: Token) -> None:
+        stored = self._tokens.get(token.name)
+        if stored is None or token.changed_at >= stored.changed_at:
+            self._tokens[token.name] = token
+
+    async def webhook_deliveries(
+        self, run_id: UUID | None = None, states: Collection[DeliveryState] = (), limit: int = 100
+    ) -> Sequence[WebhookDelivery]:
+        found = [
+            each
+            for each in self._webhooks.values()
+            if run_id in (None, each.run_id) and (not states or each.state in states)
+        ]
+        return sorted(found, key=lambda each: each.created_at, reverse=True)[:limit]
+
+    async def save_webhook_delivery(self, delivery: WebhookDelivery) -> None:
+        stored = self._webhooks.get(delivery.message_id)
+        if stored is None or delivery.changed_at >= stored.changed_at:
+            self._webhooks[delivery.message_id] = delivery
 
     def _read(self, run: Run) -> Run:
         """A publisher that has been silent reads as interrupted."""

@@ -21,6 +21,7 @@ from docsum.models import (
     Coordinates,
     DeadLetterRow,
     Death,
+    DeliveryState,
     FailureRow,
     Known,
     Lane,
@@ -29,10 +30,13 @@ from docsum.models import (
     Run,
     RunDocumentRow,
     RunState,
+    Scope,
     State,
     Summary,
     SummaryRow,
+    Token,
     Usage,
+    WebhookDelivery,
     WorkerStatus,
     to_ms,
 )
@@ -408,6 +412,10 @@ def _run_values(run: Run) -> Values:
         run.listed,
         run.unreadable,
         run.by,
+        run.publisher,
+        utf8(run.problem),
+        utf8(run.webhook),
+        run.request,
     )
 
 
@@ -427,6 +435,10 @@ RUNS = Table(
         "listed",
         "unreadable",
         "batch_by",
+        "publisher",
+        "problem",
+        "webhook",
+        "request",
     ),
     _run_values,
 )
@@ -467,6 +479,86 @@ def _audit_values(row: AuditRow) -> Values:
 
 
 AUDIT = Table("audit", ("at", "who", "action", "detail", "count"), _audit_values)
+
+
+def _token_values(token: Token) -> Values:
+    return (
+        utf8(token.name),
+        token.digest,
+        sorted(scope.value for scope in token.scopes),
+        token.created_at,
+        utf8(token.created_by),
+        token.revoked,
+        token.changed_at,
+    )
+
+
+TOKENS = Table(
+    "token_versions",
+    ("name", "digest", "scopes", "created_at", "created_by", "revoked", "changed_at"),
+    _token_values,
+)
+
+
+def token_of(values: Values) -> Token:
+    """The token that a row of `TOKENS.columns` is."""
+    name, digest, scopes, *others = values
+    return Token(name, digest, frozenset(map(Scope, scopes)), *others)
+
+
+def _webhook_values(delivery: WebhookDelivery) -> Values:
+    return (
+        delivery.message_id,
+        delivery.run_id,
+        delivery.event,
+        utf8(delivery.url),
+        utf8(delivery.body),
+        delivery.created_at,
+        delivery.changed_at,
+        delivery.next_attempt_at,
+        delivery.state.value,
+        delivery.attempts,
+        utf8(delivery.answer),
+    )
+
+
+WEBHOOKS = Table(
+    "webhook_delivery_versions",
+    (
+        "message_id",
+        "run_id",
+        "event",
+        "url",
+        "body",
+        "created_at",
+        "changed_at",
+        "next_attempt_at",
+        "state",
+        "attempts",
+        "answer",
+    ),
+    _webhook_values,
+)
+
+
+def webhook_of(values: Values) -> WebhookDelivery:
+    """The message that a row of `WEBHOOKS.columns` is."""
+    (
+        message_id, run_id, event, url, body, created_at, changed_at, next_attempt_at, state, attempts, answer
+    ) = values  # fmt: skip
+    return WebhookDelivery(
+        message_id,
+        run_id,
+        event,
+        url,
+        body,
+        created_at,
+        changed_at,
+        next_attempt_at,
+        DeliveryState(state),
+        attempts,
+        answer,
+    )
 
 
 def _worker_values(status: WorkerStatus) -> Values:
@@ -680,6 +772,8 @@ TABLES: tuple[Table[Any], ...] = (  # Any: each table has its own row type
     DEATHS,
     BATCHES,
     BATCH_ITEMS,
+    TOKENS,
+    WEBHOOKS,
 )
 VIEWS = (
     "answers",
@@ -693,6 +787,8 @@ VIEWS = (
     "batches",
     "batch_items",
     "worker_deaths",
+    "tokens",
+    "webhook_deliveries",
 )
 
 

@@ -1,0 +1,131 @@
+"""Runs that the API publishes, in the background: what a killed one left is taken up by the next."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from uuid import UUID
+
+import structlog
+
+from docsum.errors import Disposition, DocsumError, StoreError, row_of
+from docsum.manifests import NoManifest
+from docsum.models import API, ControlState, Lane, Run, RunState
+from docsum.ports import Clock, ServiceStore
+from docsum.runs import Announcer, following, publish
+from docsum.sources import Entry, Source, UnusableSource
+
+log = structlog.get_logger(__name__)
+
+LOOK_EVERY = timedelta(seconds=5)  # for runs whose publisher has died
+AGAIN_AFTER = timedelta(seconds=30)  # where a source or Kafka does not answer
+GOODBYE = timedelta(seconds=10)
+_MAY_PASS = (Disposition.RETRY, Disposition.PAUSE, Disposition.HOLD)
+
+
+@dataclass
+class BackgroundPublisher:
+    """Lists and announces the sources of runs. `run` looks after them for as long as the API lives."""
+
+    store: ServiceStore
+    clock: Clock
+    announce: Announcer
+    lag: Callable[[Lane], Awaitable[int]]
+    max_lag: int
+    open_source: Callable[[str], Source]
+    _tasks: dict[UUID, asyncio.Task[None]] = field(default_factory=dict)
+    _uploads: set[UUID] = field(default_factory=set)
+
+    async def begin(self, run: Run) -> None:
+        """The run is durable when this returns; its source is announced from now on."""
+        await self.store.save_run(run)
+        self._start(run)
+
+    async def announce_now(self, run: Run, entries: Iterator[Entry], *, ends: bool) -> tuple[Run, list[str]]:
+        """Announces these entries; returns the run and what was passed over, one sentence each.
+
+        Raises BrokerUnavailable or StoreError; the run is `publishing-interrupted` then.
+        """
+        passed_over: list[str] = []
+        self._uploads.add(run.id)
+        try:
+            published = await publish(
+                run,
+                entries,
+                store=self.store,
+                announce=self.announce,
+                clock=self.clock,
+                complain=lambda entry: passed_over.append(f"{entry.where}: {entry.problem}"),
+                ends=ends,
+            )
+        finally:
+            self._uploads.discard(run.id)
+        return published, passed_over
+
+    def is_busy_with(self, run_id: UUID) -> bool:
+        """Whether a list of this run is being announced right now."""
+        return run_id in self._uploads or run_id in self._tasks
+
+    async def run(self) -> None:
+        """Takes up what nobody publishes any more, again and again; when it is cancelled, all stops."""
+        try:
+            while True:
+                with suppress(StoreError):  # the next look asks again
+                    for run in await self.store.unpublished(API):
+                        if run.state is RunState.INTERRUPTED and run.wanted is not ControlState.CANCELLED:
+                            self._start(run)
+                await self.clock.sleep(LOOK_EVERY.total_seconds())
+        finally:
+            for task in self._tasks.values():
+                task.cancel()
+            if self._tasks:
+                await asyncio.wait(self._tasks.values(), timeout=GOODBYE.total_seconds())
+
+    def _start(self, run: Run) -> None:
+        if run.id in self._tasks:
+            return
+        task = asyncio.create_task(self._publish(run), name=f"publish-{run.id}")
+        self._tasks[run.id] = task
+        task.add_done_callback(lambda _: self._tasks.pop(run.id, None))
+
+    async def _publish(self, run: Run) -> None:
+        """To its end, or until it is plain that there will be none."""
+        log.info("publishing begins", action="publish", run_id=str(run.id))
+        while True:
+            try:
+                source = await asyncio.to_thread(self.open_source, run.source)
+                published = await publish(
+                    run,
+                    source.entries(),
+                    store=self.store,
+                    announce=self.announce,
+                    clock=self.clock,
+                    lag=None if run.lane is Lane.BATCH else lambda: self.lag(run.lane),
+                    max_lag=self.max_lag,
+                )
+            except Exception as error:  # whatever a source raises is told; it never ends the API
+                log.warning("publishing failed", action="publish", run_id=str(run.id), message=str(error))
+                if not _may_pass(error):
+                    await self._give_up(run, error)
+                    return
+            else:
+                log.info("published", action="publish", run_id=str(run.id), listed=published.listed)
+                return
+            await self.clock.sleep(AGAIN_AFTER.total_seconds())
+
+    async def _give_up(self, run: Run, error: Exception) -> None:
+        known = isinstance(error, DocsumError)
+        problem = str(error) if known else f"docsum failed unexpectedly: {type(error).__name__}."
+        with suppress(StoreError):  # then the next look takes it up, and it fails again
+            stored = await self.store.run(run.id) or run
+            row = following(stored, RunState.INTERRUPTED, self.clock.now(), problem)
+            await self.store.save_run(replace(row, control=None))
+
+
+def _may_pass(error: Exception) -> bool:
+    if isinstance(error, UnusableSource | NoManifest) or not isinstance(error, DocsumError):
+        return False
+    return row_of(error).disposition in _MAY_PASS

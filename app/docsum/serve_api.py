@@ -1,0 +1,224 @@
+"""The API's process: settings to adapters to the app that uvicorn serves."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from io import BytesIO
+from ipaddress import ip_address
+from random import SystemRandom
+
+import structlog
+import uvicorn
+
+from docsum.api.app import application
+from docsum.api.publishing import BackgroundPublisher
+from docsum.api.replays import Replays
+from docsum.api.service import Service
+from docsum.bootstrap import (
+    look_at,
+    open_admin,
+    open_lister,
+    open_producer,
+    open_store,
+    setup_store,
+    setup_topics,
+    when_there,
+)
+from docsum.errors import ConfigurationError
+from docsum.fetchers import check_allowed
+from docsum.health import Health
+from docsum.kafka.announcer import Announcer
+from docsum.kafka.codec import EventCodec
+from docsum.kafka.dead_letters import DeadLetterTopic, replay_copy
+from docsum.kafka.producer import KafkaProducer
+from docsum.models import Lane, Recipe
+from docsum.ports import Codec, SystemClock
+from docsum.replay import DeadLetterRecords, Replay
+from docsum.settings import Api, Settings
+from docsum.sources import Source
+from docsum.stores.clickhouse import ClickHouseStore
+from docsum.summarisers.prices import Prices
+from docsum.telemetry import logs
+
+log = structlog.get_logger(__name__)
+
+LOOK_AGE = timedelta(seconds=2)  # so long one look serves all who ask
+LOOK_STALE = timedelta(seconds=10)  # an older one is waited for; one in between is renewed meanwhile
+_GRACE = 5  # seconds that requests get to end after SIGTERM
+
+
+async def serve_api(settings: Settings, *, is_open: bool = False, set_up: bool = False) -> None:
+    """Serve until SIGTERM or SIGINT. Raises a DocsumError that ends the process.
+
+    `is_open`: nobody needs a token, so only this machine may ask. `set_up`: make topics and tables first.
+    """
+    logs.configure(settings.log.level, settings.log.format)
+    if is_open and not ip_address(settings.api.host).is_loopback:
+        raise ConfigurationError(
+            f"Without tokens only this machine may ask: DOCSUM_API__HOST is {settings.api.host}, "
+            "set it to 127.0.0.1."
+        )
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    async with AsyncExitStack() as stack:
+        enter = stack.enter_async_context
+        if set_up:
+            await when_there(stop, lambda: setup_topics(settings))
+            await when_there(stop, lambda: setup_store(settings))
+        store = await when_there(stop, lambda: enter(open_store(settings)))
+        producer = await enter(open_producer(settings))
+        codec = await enter(EventCodec(settings.kafka.schema_registry_url))
+        service = _service(settings, store, producer, codec, is_open=is_open)
+        background = [asyncio.create_task(service.publishing.run())]
+        try:
+            await _serve(settings, service, stop)
+        finally:
+            for task in background:
+                task.cancel()
+            await asyncio.wait(background)
+            await service.replays.close()
+
+
+async def _serve(settings: Settings, service: Service, stop: asyncio.Event) -> None:
+    """Until `stop` is set. Raises ConfigurationError where nobody can listen at the address."""
+    server = _Server(
+        uvicorn.Config(
+            application(service),
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            lifespan="off",
+            timeout_graceful_shutdown=_GRACE,
+        )
+    )
+    with _listening(settings.api) as listener:
+        serving = asyncio.create_task(server.serve([listener]))
+        asked = asyncio.create_task(stop.wait())
+        log.info("api started", action="start", host=settings.api.host, port=listener.getsockname()[1])
+        await asyncio.wait({serving, asked}, return_when=asyncio.FIRST_COMPLETED)
+        server.should_exit = True
+        asked.cancel()
+        await serving
+    log.info("api stopped", action="stop")
+
+
+def _listening(api: Api) -> socket.socket:
+    family = socket.AF_INET6 if ":" in api.host else socket.AF_INET
+    try:
+        return socket.create_server((api.host, api.port), family=family)
+    except OSError as error:
+        raise ConfigurationError(
+            f"{api.host}:{api.port} cannot be listened on ({error.strerror}): choose another "
+            "DOCSUM_API__PORT, or an address of this machine as DOCSUM_API__HOST."
+        ) from error
+
+
+class _Server(uvicorn.Server):
+    """Leaves the signals to us: uvicorn would raise them once more when it has ended."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _service(
+    settings: Settings, store: ClickHouseStore, producer: KafkaProducer, codec: EventCodec, *, is_open: bool
+) -> Service:
+    clock, topology, prices = SystemClock(), settings.topology(), Prices.load()
+    announce = Announcer(producer, codec, topology, clock)
+    lister, admin = open_lister(), open_admin(settings)
+
+    async def lag(lane: Lane) -> int:
+        partitions = await admin.lag(settings.kafka.group_of(lane), topology, lane)
+        return sum(partition.lag for partition in partitions)
+
+    def open_source(name: str) -> Source:
+        source = lister.open(name, BytesIO())
+        if not source.manifest:
+            check_allowed(settings.fetch, source.place)
+        return source
+
+    def check_source(text: str) -> str:
+        """Of a bucket or an address nobody is asked: what is wrong there is told when it is listed."""
+        if text.startswith("/"):
+            return open_source(text).name
+        check_allowed(settings.fetch, text)
+        return text
+
+    @asynccontextmanager
+    async def dead_letters() -> AsyncIterator[tuple[DeadLetterRecords, Codec]]:
+        async with DeadLetterTopic(settings.kafka, topology.dead_letters) as records:
+            yield records, codec
+
+    @asynccontextmanager
+    async def replay(replay_id: str, rate: int) -> AsyncIterator[Replay]:
+        async with DeadLetterTopic(settings.kafka, topology.dead_letters) as records:
+            yield Replay(
+                store=store,
+                records=records,
+                publisher=producer,
+                codec=codec,
+                clock=clock,
+                topology=topology,
+                copy=lambda delivery: replay_copy(delivery, replay_id, settings.kafka.group_id),
+                rate=rate,
+                random=SystemRandom(),
+            )
+
+    def check_model(recipe: Recipe) -> None:
+        prices.of(recipe.model)
+
+    def check_webhook(url: str) -> None:
+        raise ConfigurationError(f"Webhooks are not built yet: {url}")
+
+    return Service(
+        store=store,
+        clock=clock,
+        settings=settings.api,
+        topology=topology,
+        recipe=settings.recipe(),
+        daily_budget=settings.budget.daily_usd,
+        is_open=is_open,
+        announce=announce,
+        publishing=BackgroundPublisher(store, clock, announce, lag, settings.api.max_lag, open_source),
+        check_source=check_source,
+        check_webhook=check_webhook,
+        check_model=check_model,
+        look=Recent(lambda: look_at(settings, store), clock.monotonic),
+        dead_letters=dead_letters,
+        replays=Replays(store, clock, replay),
+    )
+
+
+@dataclass
+class Recent:
+    """One look for all who ask within a while; a little later they still get the last one, at once."""
+
+    ask: Callable[[], Awaitable[Health]]
+    now: Callable[[], float]
+    _asked: float = float("-inf")
+    _last: Health | None = None
+    _next: asyncio.Future[Health] | None = None
+
+    async def __call__(self) -> Health:
+        age = self.now() - self._asked
+        if self._next is None and age > LOOK_AGE.total_seconds():
+            self._next = asyncio.ensure_future(self._look())
+        if self._last is not None and age < LOOK_STALE.total_seconds():
+            return self._last
+        assert self._next is not None
+        return await asyncio.shield(self._next)
+
+    async def _look(self) -> Health:
+        try:
+            self._last, self._asked = await self.ask(), self.now()
+            return self._last
+        finally:
+            self._next = None
