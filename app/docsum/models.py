@@ -631,6 +631,15 @@ class WebhookDelivery:
 
 
 @dataclass(frozen=True, slots=True)
+class WebhookAnswer:
+    """What a receiver has said to a message."""
+
+    status: int | None  # None: nothing, `problem` says why
+    problem: str = ""  # one sentence
+    retry_after: timedelta | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class DocumentCost:
     """What the calls for one document of a run have cost, and how long they took."""
 

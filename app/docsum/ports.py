@@ -249,7 +249,7 @@ class ServiceStore(SummaryStore, Protocol):
         """Runs of that publisher that are not announced to their end, without those that it has given up."""
 
     async def runs_to_tell(self) -> Sequence[Run]:
-        """Runs with a webhook whose end it has not been told yet."""
+        """Runs with a webhook that has not been told that they are finished."""
 
     async def documents_of(
         self,
@@ -281,6 +281,9 @@ class ServiceStore(SummaryStore, Protocol):
         self, run_id: UUID | None = None, states: Collection[DeliveryState] = (), limit: int = 100
     ) -> Sequence[WebhookDelivery]:
         """Messages in these states (all without), the newest first."""
+
+    async def webhooks_due(self, now: datetime, limit: int, to_one_host: int) -> Sequence[WebhookDelivery]:
+        """Pending messages that may be sent, the longest due first; to one host at most so many."""
 
     async def save_webhook_delivery(self, delivery: WebhookDelivery) -> None:
         """Upsert, newest `changed_at` wins."""

@@ -16,7 +16,17 @@ from typing import Protocol, TypeVar
 from uuid import UUID
 
 from docsum.errors import BrokerUnavailable, DocsumError, InvalidEvent, StoreUnavailable
-from docsum.models import ControlState, Rows, Run, RunDocumentRow, RunProgress, RunState, State
+from docsum.models import (
+    ControlState,
+    DeliveryState,
+    Rows,
+    Run,
+    RunDocumentRow,
+    RunProgress,
+    RunState,
+    State,
+    WebhookDelivery,
+)
 from docsum.ports import Clock, SummaryStore
 from docsum.sources import Entry, Listed, Unreadable, batches, limited
 
@@ -115,6 +125,22 @@ def run_fields(run: Run, progress: RunProgress) -> dict[str, object]:
         "remaining": progress.remaining,
         "cost_usd": progress.cost,
         "as_of": progress.as_of,
+    }
+
+
+def webhook_fields(delivery: WebhookDelivery) -> dict[str, object]:
+    """A message to a run's webhook as a program reads it."""
+    waits = delivery.state is DeliveryState.PENDING
+    return {
+        "message_id": delivery.message_id,
+        "run_id": str(delivery.run_id),
+        "event": delivery.event,
+        "url": delivery.url,
+        "state": delivery.state.value,
+        "attempts": delivery.attempts,
+        "answer": delivery.answer,
+        "created_at": delivery.created_at,
+        "next_attempt_at": delivery.next_attempt_at if waits else None,
     }
 
 

@@ -20,6 +20,7 @@ from docsum.api.app import application
 from docsum.api.publishing import BackgroundPublisher
 from docsum.api.replays import Replays
 from docsum.api.service import Service
+from docsum.api.webhooks import Webhooks, keys_of, refuse_unsigned
 from docsum.bootstrap import (
     look_at,
     open_admin,
@@ -32,6 +33,7 @@ from docsum.bootstrap import (
 )
 from docsum.errors import ConfigurationError
 from docsum.fetchers import check_allowed
+from docsum.fetchers.webhook import WebhookSender
 from docsum.health import Health
 from docsum.kafka.announcer import Announcer
 from docsum.kafka.codec import EventCodec
@@ -64,19 +66,29 @@ async def serve_api(settings: Settings, *, is_open: bool = False, set_up: bool =
             f"Without tokens only this machine may ask: DOCSUM_API__HOST is {settings.api.host}, "
             "set it to 127.0.0.1."
         )
+    keys = keys_of(settings.api.webhook_secrets.get_secret_value())
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
+        sender = await enter(WebhookSender(settings.api.webhook_private_hosts))
         if set_up:
             await when_there(stop, lambda: setup_topics(settings))
             await when_there(stop, lambda: setup_store(settings))
         store = await when_there(stop, lambda: enter(open_store(settings)))
         producer = await enter(open_producer(settings))
         codec = await enter(EventCodec(settings.kafka.schema_registry_url))
-        service = _service(settings, store, producer, codec, is_open=is_open)
+
+        def check_webhook(url: str) -> None:
+            refuse_unsigned(keys)
+            sender.check(url)
+
+        service = _service(settings, store, producer, codec, check_webhook, is_open=is_open)
         background = [asyncio.create_task(service.publishing.run())]
+        if keys:  # what was written down earlier waits for a key
+            webhooks = Webhooks(store, service.clock, sender, keys, SystemRandom())
+            background.append(asyncio.create_task(webhooks.run()))
         try:
             await _serve(settings, service, stop)
         finally:
@@ -129,7 +141,13 @@ class _Server(uvicorn.Server):
 
 
 def _service(
-    settings: Settings, store: ClickHouseStore, producer: KafkaProducer, codec: EventCodec, *, is_open: bool
+    settings: Settings,
+    store: ClickHouseStore,
+    producer: KafkaProducer,
+    codec: EventCodec,
+    check_webhook: Callable[[str], None],
+    *,
+    is_open: bool,
 ) -> Service:
     clock, topology, prices = SystemClock(), settings.topology(), Prices.load()
     announce = Announcer(producer, codec, topology, clock)
@@ -174,9 +192,6 @@ def _service(
 
     def check_model(recipe: Recipe) -> None:
         prices.of(recipe.model)
-
-    def check_webhook(url: str) -> None:
-        raise ConfigurationError(f"Webhooks are not built yet: {url}")
 
     return Service(
         store=store,

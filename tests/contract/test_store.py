@@ -33,6 +33,7 @@ from docsum.models import (
     Costs,
     DeadLetterRow,
     Death,
+    DeliveryState,
     FailureRow,
     Known,
     Lane,
@@ -41,14 +42,17 @@ from docsum.models import (
     Run,
     RunDocumentRow,
     RunState,
+    Scope,
     State,
     Summary,
     SummaryRow,
+    Token,
     Traces,
     Usage,
+    WebhookDelivery,
     WorkerStatus,
 )
-from docsum.ports import SummaryStore
+from docsum.ports import ServiceStore, SummaryStore
 from docsum.settings import ClickHouse
 from docsum.stores import migrate
 from docsum.stores.clickhouse import ClickHouseStore
@@ -1054,3 +1058,118 @@ async def test_cancelling_ends_what_has_no_end_and_nothing_else(store: SummarySt
     assert {row.message for row, _ in [each async for each in store.run_rows(run)]} == {"Ada's wish", ""}
     await store.write(Rows(run_documents=(run_document(run, "q", State.DONE, 9_000),)))
     assert (await store.progress(run)).done == 2, "what was paid for in time still counts"
+
+
+# -- webhooks and tokens -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def tables(store: SummaryStore) -> ServiceStore:
+    """What the API asks of both."""
+    assert isinstance(store, MemoryStore | ClickHouseStore)
+    return store
+
+
+def webhook(**fields: object) -> WebhookDelivery:
+    given_ = {
+        "message_id": f"msg_{uuid4().hex}",
+        "run_id": uuid4(),
+        "event": "run.finished",
+        "url": "https://receiver.example/größe?token=abc",
+        "body": '{"type":"run.finished","name":"Größe \U0001f4c4"}',
+        "created_at": NOW,
+        "changed_at": NOW,
+        "next_attempt_at": NOW,
+    }
+    return WebhookDelivery(**{**given_, **fields})  # type: ignore[arg-type]  # a builder takes any field
+
+
+async def test_a_message_reads_back_and_its_newest_row_shows(tables: ServiceStore) -> None:
+    pending = webhook()
+    later = NOW + timedelta(seconds=3)
+    delivered = replace(
+        pending,
+        state=DeliveryState.DELIVERED,
+        attempts=10,
+        answer="The receiver answered 200 (OK).",
+        changed_at=later,
+    )
+    await tables.save_webhook_delivery(pending)
+    assert await tables.webhook_deliveries(pending.run_id) == [pending]
+    await tables.save_webhook_delivery(delivered)
+    await tables.save_webhook_delivery(pending)  # by another process that has looked at the same moment
+    assert await tables.webhook_deliveries(pending.run_id) == [delivered]
+    assert not await tables.webhook_deliveries(pending.run_id, [DeliveryState.PENDING])
+    assert not await tables.webhook_deliveries(uuid4())
+
+
+async def test_messages_come_newest_first_by_run_and_state(tables: ServiceStore) -> None:
+    run_id = uuid4()
+    rows = [
+        webhook(run_id=run_id, created_at=NOW + timedelta(seconds=number), state=state)
+        for number, state in enumerate([DeliveryState.FAILED, DeliveryState.PENDING, DeliveryState.DISABLED])
+    ]
+    other = webhook(created_at=NOW + timedelta(seconds=9))
+    for row in (*rows, other):
+        await tables.save_webhook_delivery(row)
+    assert await tables.webhook_deliveries(run_id) == rows[::-1]
+    assert await tables.webhook_deliveries(run_id, limit=1) == [rows[2]]
+    assert await tables.webhook_deliveries(states=[DeliveryState.PENDING]) == [other, rows[1]]
+    assert await tables.webhook_deliveries(run_id, [DeliveryState.PENDING, DeliveryState.FAILED]) == [
+        rows[1],
+        rows[0],
+    ]
+
+
+async def test_what_is_due_comes_longest_due_first_and_few_for_one_host(tables: ServiceStore) -> None:
+    def at(seconds: int, url: str, **fields: object) -> WebhookDelivery:
+        return webhook(url=url, next_attempt_at=NOW + timedelta(seconds=seconds), **fields)
+
+    slow = [at(number - 60, f"https://Slow.example:8443/{number}") for number in range(5)]
+    quick = at(0, "http://quick.example/a")
+    rows = [
+        *slow[::-1],
+        quick,
+        at(1, "https://other.example/"),
+        at(-99, "https://done.example/", state=DeliveryState.DELIVERED),
+        at(-99, "https://gone.example/", state=DeliveryState.DISABLED),
+        at(-99, "https://lost.example/", state=DeliveryState.FAILED),
+    ]
+    for row in rows:
+        await tables.save_webhook_delivery(row)
+    assert await tables.webhooks_due(NOW, 10, 2) == [slow[0], slow[1], quick]
+    assert await tables.webhooks_due(NOW, 2, 1) == [slow[0], quick]
+    assert await tables.webhooks_due(NOW - timedelta(hours=1), 10, 2) == []
+
+
+async def test_runs_are_to_tell_until_they_are_told_of_their_end(tables: ServiceStore) -> None:
+    run = a_run(webhook="https://receiver.example/", publisher="api", request="d" * 64)
+    broken = a_run(webhook="https://receiver.example/", problem="Größe: it is no folder.")
+    for each in (run, broken, a_run()):
+        await tables.save_run(each)
+    await tables.save_control(Control(run.id, ControlState.PAUSED, "Ada's wish", changed_at=NOW))
+
+    async def to_tell() -> dict[UUID, Run]:
+        return {each.id: each for each in await tables.runs_to_tell()}
+
+    await tables.save_webhook_delivery(webhook(run_id=run.id, event="run.paused"))
+    await tables.save_webhook_delivery(webhook(run_id=broken.id, event="run.failed"))
+    found = await to_tell()
+    assert found.keys() == {run.id, broken.id}, "a run that failed may be resumed"
+    assert found[run.id].wanted is ControlState.PAUSED and found[run.id].webhook == run.webhook
+    assert found[broken.id] == broken
+    await tables.save_webhook_delivery(webhook(run_id=run.id))
+    assert (await to_tell()).keys() == {broken.id}
+
+
+async def test_tokens_read_back_by_name_and_the_newest_row_shows(tables: ServiceStore) -> None:
+    ops = Token("ops", "a" * 64, frozenset(Scope), NOW, "Ada", changed_at=NOW)
+    reports = Token("größe", "b" * 64, frozenset({Scope.READ}), NOW, "Ada", changed_at=NOW)
+    assert await tables.tokens() == []
+    await tables.save_token(ops)
+    await tables.save_token(reports)
+    assert await tables.tokens() == [reports, ops]
+    revoked = replace(ops, revoked=True, changed_at=NOW + timedelta(seconds=1))
+    await tables.save_token(revoked)
+    await tables.save_token(ops)
+    assert await tables.tokens() == [reports, revoked]

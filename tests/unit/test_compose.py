@@ -1,14 +1,16 @@
-"""What the workers of the local stack are told: where they may read, and with which credentials."""
+"""What the local stack tells its processes: where they may read, with which credentials and secrets."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
+from docsum.api.webhooks import keys_of
 from docsum.errors import ConfigurationError, SourceNotAllowed
-from docsum.local.compose import allow, worker_environment
-from docsum.settings import Fetch, Settings
+from docsum.local.compose import allow, api_environment, worker_environment
+from docsum.settings import Api, Fetch, Settings
 
 
 def settings(home: Path, **fetch: tuple[str, ...]) -> Settings:
@@ -68,3 +70,21 @@ def test_workers_get_the_credentials_of_object_stores_and_nothing_else(
     found = worker_environment(settings(tmp_path), "worker-1", 1)
     assert wanted.items() <= found.items()
     assert not {"MY_SECRET", "GITHUB_TOKEN"} & set(found)
+
+
+def test_the_api_signs_webhooks_with_a_secret_that_is_made_once(tmp_path: Path) -> None:
+    first = api_environment(settings(tmp_path / "home"), 1)
+    assert api_environment(settings(tmp_path / "home"), 1) == first, "else it would be started anew each time"
+    file = tmp_path / "home" / "webhook.secret"
+    assert first["DOCSUM_API__WEBHOOK_SECRETS"] == file.read_text()
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert len(keys_of(file.read_text())) == 1
+    assert "DOCSUM_API__WEBHOOK_SECRETS" not in worker_environment(settings(tmp_path / "home"), "worker-1", 1)
+
+
+def test_the_local_api_tells_receivers_on_this_machine_and_those_of_the_settings(tmp_path: Path) -> None:
+    given = Api(webhook_secrets=SecretStr("whsec_mine"), webhook_private_hosts=("intranet.example",))
+    found = api_environment(Settings(home=tmp_path, api=given), 1)
+    assert found["DOCSUM_API__WEBHOOK_PRIVATE_HOSTS"] == "intranet.example,127.0.0.1,localhost"
+    assert found["DOCSUM_API__WEBHOOK_SECRETS"] == "whsec_mine"
+    assert not (tmp_path / "webhook.secret").exists()

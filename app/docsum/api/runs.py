@@ -41,7 +41,6 @@ from docsum.models import (
     API,
     AuditRow,
     ControlState,
-    DeliveryState,
     Lane,
     Recipe,
     Run,
@@ -52,7 +51,7 @@ from docsum.models import (
     to_ms,
 )
 from docsum.ports import Clock
-from docsum.runs import UnknownRun, following, run_fields, standing
+from docsum.runs import UnknownRun, following, run_fields, standing, webhook_fields
 from docsum.sources import Entry, Listed, Unreadable
 from docsum.troubles import troubles
 
@@ -400,22 +399,7 @@ async def webhooks(run_id: UUID, _: Reader, service: Needed) -> WebhookPage:
     """Every message to its webhook, the newest first, with what came of it."""
     await _found(run_id, service)
     found = await service.store.webhook_deliveries(run_id)
-    return WebhookPage(
-        deliveries=[
-            WebhookOut(
-                message_id=each.message_id,
-                run_id=each.run_id,
-                event=each.event,
-                url=each.url,
-                state=each.state,
-                attempts=each.attempts,
-                answer=each.answer,
-                created_at=each.created_at,
-                next_attempt_at=each.next_attempt_at if each.state is DeliveryState.PENDING else None,
-            )
-            for each in found
-        ]
-    )
+    return WebhookPage(deliveries=[WebhookOut.model_validate(webhook_fields(each)) for each in found])
 
 
 # -- steering ----------------------------------------------------------------------------------------------

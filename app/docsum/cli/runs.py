@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Annotated
@@ -16,12 +17,14 @@ from docsum.cli.deployment import deployment_for, download, reached
 from docsum.cli.options import MAX_LAG, JsonLines, JsonObject, MaxLag, NoWait
 from docsum.cli.output import Code, WrongUsage, agreed, console, emit, finish, next_step, say, table
 from docsum.controls import CANCEL, cancel_run, pause_run, resume_run
-from docsum.models import ControlState, Lane, Run, RunState
-from docsum.runs import run_fields, standing
+from docsum.models import ControlState, DeliveryState, Lane, Run, RunState, WebhookDelivery
+from docsum.runs import run_fields, standing, webhook_fields
 from docsum.sources import STDIN
-from docsum.words import money
+from docsum.words import money, one_line
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from docsum.cli.execution import Manner
     from docsum.ports import SummaryStore
 
@@ -137,8 +140,9 @@ async def _show(run_id: str, json: bool) -> Code:
     async with open_store(reached()) as store:
         run = await find(run_id, store)
         progress = await store.progress(run.id)
+        messages = await store.webhook_deliveries(run.id) if run.webhook else []
         if json:
-            emit(run_fields(run, progress))
+            emit({**run_fields(run, progress), "webhooks": [webhook_fields(each) for each in messages]})
             return Code.OK
         recipe = run.recipe
         details = table("run", str(run.id))
@@ -156,10 +160,27 @@ async def _show(run_id: str, json: bool) -> Code:
             details.add_row(run.wanted.value, run.control.reason)
         details.add_row("listed", f"{run.listed:,}, {run.unreadable:,} of them could not be announced")
         console().print(details)
+        if messages:
+            console().print(_told(messages))
         await report(Snapshot(run, progress), store)
     if run.state is RunState.INTERRUPTED:
         next_step(f"`docsum runs resume {run.id}`")
     return Code.OK
+
+
+def _told(messages: Sequence[WebhookDelivery]) -> Table:
+    """What its webhook was told, the newest first."""
+    found = table("webhook", "state", "attempts", "what came of it", "next", right=("attempts",))
+    for each in messages:
+        waits = each.state is DeliveryState.PENDING
+        found.add_row(
+            each.event,
+            each.state.value,
+            str(each.attempts),
+            one_line(each.answer, 200),
+            f"{each.next_attempt_at.astimezone():%Y-%m-%d %H:%M:%S}" if waits else "",
+        )
+    return found
 
 
 def watch(run_id: Id, json: JsonLines = False) -> None:

@@ -1,4 +1,4 @@
-"""What http(s) may read: which hosts by name, and which of the addresses that they turn out to be at.
+"""What http(s) may read or tell: which hosts by name, and which of the addresses that they turn out to be at.
 
 Decisions only, no network. Whatever two programs could read differently is refused, not guessed.
 """
@@ -216,10 +216,21 @@ class Target:
 class AddressGuard:
     """Deny by default: what is not listed is refused, and so is a listed name that leads to a bad address."""
 
-    def __init__(self, hosts: Sequence[str], private_hosts: Sequence[str]) -> None:
-        """Raises ConfigurationError. An entry of `private_hosts` without a port covers every allowed port."""
-        self._hosts = [HostPattern.parse(text, "DOCSUM_FETCH__HOSTS") for text in hosts]
-        self._private = [HostPattern.parse(text, "DOCSUM_FETCH__PRIVATE_HOSTS") for text in private_hosts]
+    def __init__(
+        self,
+        hosts: Sequence[str] | None,
+        private_hosts: Sequence[str],
+        private_setting: str = "DOCSUM_FETCH__PRIVATE_HOSTS",
+    ) -> None:
+        """`hosts` None: any, at public addresses. `private_setting`: which setting lists `private_hosts`.
+
+        Raises ConfigurationError. An entry of `private_hosts` without a port covers every allowed port.
+        """
+        self._any_host = hosts is None
+        self._hosts = [HostPattern.parse(text, "DOCSUM_FETCH__HOSTS") for text in hosts or ()]
+        self._private = [HostPattern.parse(text, private_setting) for text in private_hosts]
+        self._private_setting = private_setting
+        self._listing = private_setting if self._any_host else "DOCSUM_FETCH__HOSTS"
 
     def target(self, uri: str) -> Target:
         """Raises SourceNotAllowed."""
@@ -243,11 +254,16 @@ class AddressGuard:
 
     def check(self, name: str, port: int, found: Sequence[str]) -> list[Address]:
         """The addresses of a host, if every one of them may be connected to. Raises SourceNotAllowed."""
-        host = Host(name)
-        private = any(entry.covers(host) and entry.port in (None, port) for entry in self._private)
-        return [_checked(name, text, private) for text in found]
+        private = self.may_be_private(Host(name), port)
+        return [self._checked(name, text, private) for text in found]
+
+    def may_be_private(self, host: Host, port: int) -> bool:
+        """Whether internal addresses are allowed to this host."""
+        return any(entry.covers(host) and entry.port in (None, port) for entry in self._private)
 
     def _check_host(self, target: Target) -> None:
+        if self._any_host:
+            return
         if not self._hosts:
             raise SourceNotAllowed(
                 f"{target.shown!r} is refused: no host may be read until DOCSUM_FETCH__HOSTS names it."
@@ -262,24 +278,23 @@ class AddressGuard:
                 f"{target.shown!r} is refused: DOCSUM_FETCH__HOSTS names its host without port {target.port}."
             )
 
-
-def _checked(name: str, text: str, private: bool) -> Address:
-    try:
-        address = ip_address(text)
-    except ValueError:
-        raise SourceNotAllowed(f"The host {name!r} is refused: {text!r} is no address.") from None
-    why = refusal(address, private)
-    if not why:
-        return address
-    if refusal(address, private=True):
+    def _checked(self, name: str, text: str, private: bool) -> Address:
+        try:
+            address = ip_address(text)
+        except ValueError:
+            raise SourceNotAllowed(f"The host {name!r} is refused: {text!r} is no address.") from None
+        why = refusal(address, private)
+        if not why:
+            return address
+        if refusal(address, private=True):
+            raise SourceNotAllowed(
+                f"The host {name!r} is refused: it is at {address}, {why}, and nothing is asked there, "
+                f"whatever {self._listing} names."
+            )
         raise SourceNotAllowed(
-            f"The host {name!r} is refused: it is at {address}, {why}, and nothing is read there, "
-            "whatever DOCSUM_FETCH__HOSTS names."
+            f"The host {name!r} is refused: it is at {address}, {why}, and {self._private_setting} "
+            "does not name it."
         )
-    raise SourceNotAllowed(
-        f"The host {name!r} is refused: it is at {address}, {why}, and DOCSUM_FETCH__PRIVATE_HOSTS "
-        "does not name it."
-    )
 
 
 def _parse(uri: str) -> Target:

@@ -43,6 +43,7 @@ _CHUNK = 64 * 1024
 _PACKED_CHUNK = 4 * 1024  # unpacks to 4 MiB at most: what the event loop waits for
 _GZIP = 31  # zlib's number for the gzip format, largest window
 _CONNECT_WITHIN = 10.0  # seconds: the look-up of the name, TCP and TLS together
+TIMEOUT = aiohttp.ClientTimeout(total=None, connect=_CONNECT_WITHIN)
 _LEAST_SPEED = 1000  # bytes a second
 _MOST_REDIRECTS = 3
 _LONGEST_RETRY_AFTER = timedelta(hours=1)
@@ -151,17 +152,11 @@ class HttpFetcher:
             raise translated(error, target.shown) from error
 
     async def __aenter__(self) -> Self:
-        connector = aiohttp.TCPConnector(
-            resolver=_CheckedResolver(self._guard, self._resolver or aiohttp.ThreadedResolver()),
-            use_dns_cache=False,
-            ssl=await asyncio.to_thread(_tls),
-            limit=0,  # the worker bounds the fetches; a slow host must not take the others' places
-        )
         self._session = aiohttp.ClientSession(
-            connector=connector,
+            connector=await checked_connector(self._guard, self._resolver),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers=_HEADERS,
-            timeout=aiohttp.ClientTimeout(total=None, connect=_CONNECT_WITHIN),
+            timeout=TIMEOUT,
             read_bufsize=_CHUNK,
             auto_decompress=False,
             trust_env=False,  # a proxy would resolve the name once more, unchecked
@@ -264,6 +259,19 @@ def _encoding(response: aiohttp.ClientResponse) -> str:
     return "" if encoding == "identity" else encoding
 
 
+async def checked_connector(
+    guard: AddressGuard, resolver: AbstractResolver | None = None, *, keep_alive: bool = True
+) -> aiohttp.TCPConnector:
+    """Connects to nothing but what the guard has checked, anew for every connection."""
+    return aiohttp.TCPConnector(
+        resolver=_CheckedResolver(guard, resolver or aiohttp.ThreadedResolver()),
+        use_dns_cache=False,
+        ssl=await asyncio.to_thread(_tls),
+        limit=0,  # callers bound their requests; a slow host must not take the others' places
+        force_close=not keep_alive,
+    )
+
+
 class _CheckedResolver(AbstractResolver):
     """Gives aiohttp nothing but checked addresses, and as numbers, so that nothing resolves them again."""
 
@@ -327,8 +335,10 @@ def _status_name(status: int) -> str:
         return str(status)
 
 
-def retry_after(headers: Mapping[str, str], now: datetime) -> timedelta | None:
-    """What Retry-After asks for, as seconds or as a date; an hour at most, None without a usable one."""
+def retry_after(
+    headers: Mapping[str, str], now: datetime, longest: timedelta = _LONGEST_RETRY_AFTER
+) -> timedelta | None:
+    """What Retry-After asks for, as seconds or as a date; `longest` at most, None without a usable one."""
     text = headers.get("Retry-After", "").strip()
     if re.fullmatch(r"[0-9]{1,9}", text):
         wait = timedelta(seconds=int(text))
@@ -336,7 +346,7 @@ def retry_after(headers: Mapping[str, str], now: datetime) -> timedelta | None:
         wait = max(moment - now, timedelta(0))
     else:
         return None
-    return min(wait, _LONGEST_RETRY_AFTER)
+    return min(wait, longest)
 
 
 def source_version(headers: Mapping[str, str], size: int) -> str:
@@ -364,9 +374,18 @@ def _date(text: str) -> datetime | None:
 
 def translated(error: Exception, shown: str) -> FetchError:
     """Our error for one of aiohttp's or the system's. Says nothing that the server has chosen."""
-    kind, why = next(TRANSLATIONS[ancestor] for ancestor in type(error).__mro__ if ancestor in TRANSLATIONS)
+    kind, _ = _translation(error)
+    return kind(f"{shown!r} could not be fetched: {cause(error)}.")
+
+
+def cause(error: Exception) -> str:
+    """Why a request failed, without a full stop. Says nothing that the server has chosen."""
     detail = f" ({error.strerror})" if isinstance(error, OSError) and error.strerror else ""
-    return kind(f"{shown!r} could not be fetched: {why}{detail}.")
+    return f"{_translation(error)[1]}{detail}"
+
+
+def _translation(error: Exception) -> tuple[type[FetchError], str]:
+    return next(TRANSLATIONS[ancestor] for ancestor in type(error).__mro__ if ancestor in TRANSLATIONS)
 
 
 def _name(target: Target) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import os
 import secrets
 import sys
@@ -31,6 +32,7 @@ BATCH_WORKER, API = "batch-worker", "api"
 _LANE: Mapping[str, Sequence[str]] = {BATCH_WORKER: ("--lane=batch",)}
 _BATCHES_HERE = {name: timedelta(seconds=1) for name in ("quiet", "poll")}
 _CREDENTIALS = ("AWS_", "GOOGLE_", "AZURE_")  # how the variables begin that object stores are opened with
+_RECEIVERS_HERE = ("127.0.0.1", "localhost")  # of webhooks, also by http
 _ALLOWED = ("file_roots", "buckets", "hosts")  # of DOCSUM_FETCH, and the files in the home of the same names
 
 
@@ -229,9 +231,17 @@ def worker_environment(settings: Settings, name: str, port: int) -> Mapping[str,
 
 
 def api_environment(settings: Settings, port: int) -> Mapping[str, str]:
-    """The whole environment of the API of the local stack; it needs no key."""
+    """The whole environment of the API of the local stack; it needs no key, and tells receivers here, too."""
+    hosts = dict.fromkeys((*settings.api.webhook_private_hosts, *_RECEIVERS_HERE))
+    given = settings.api.webhook_secrets.get_secret_value()
+    api = {
+        "host": HOST,
+        "port": port,
+        "webhook_secrets": SecretStr(given or _webhook_secret(settings.home)),
+        "webhook_private_hosts": tuple(hosts),
+    }
     changed = {
-        "api": settings.api.model_copy(update={"host": HOST, "port": port}),
+        "api": settings.api.model_copy(update=api),
         "fetch": _allowed(settings),
         "model": settings.model.model_copy(update={"api_key": SecretStr("")}),
     }
@@ -288,13 +298,23 @@ def _cache() -> Path:
 
 
 def _token_file(home: Path) -> Path:
-    """The engine's password: made once, readable by its owner alone."""
-    path = home / "engine.token"
+    """The engine's password."""
+    return _secret_file(home / "engine.token", secrets.token_hex(32))
+
+
+def _webhook_secret(home: Path) -> str:
+    """What signs the webhooks of the local stack."""
+    fresh = "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode()
+    return _secret_file(home / "webhook.secret", fresh).read_text().strip()
+
+
+def _secret_file(path: Path, fresh: str) -> Path:
+    """Made once, readable by its owner alone."""
     if not path.exists():
-        home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        draft = path.with_name(f"engine.token.{os.getpid()}")
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        draft = path.with_name(f"{path.name}.{os.getpid()}")
         with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(secrets.token_hex(32))
+            file.write(fresh)
         draft.replace(path)
     return path
 

@@ -440,6 +440,9 @@ class ClickHouseStore:
     ) -> Sequence[WebhookDelivery]:
         return await service.webhook_deliveries(self._query, run_id, states, limit)
 
+    async def webhooks_due(self, now: datetime, limit: int, to_one_host: int) -> Sequence[WebhookDelivery]:
+        return await service.webhooks_due(self._query, now, limit, to_one_host)
+
     async def save_webhook_delivery(self, delivery: WebhookDelivery) -> None:
         await self._insert_rows(WEBHOOKS, (delivery,), uuid4().hex)
 

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mappi
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from urllib.parse import urlsplit
 from uuid import UUID
 
 from docsum.models import (
@@ -372,9 +373,7 @@ class MemoryStore:
         ]
 
     async def runs_to_tell(self) -> Sequence[Run]:
-        told = {
-            each.run_id for each in self._webhooks.values() if each.event in ("run.finished", "run.failed")
-        }
+        told = {each.run_id for each in self._webhooks.values() if each.event == "run.finished"}
         runs = sorted(self._runs.values(), key=lambda run: run.created_at)
         return [self._read(run) for run in runs if run.webhook and run.id not in told]
 
@@ -445,6 +444,21 @@ class MemoryStore:
             if run_id in (None, each.run_id) and (not states or each.state in states)
         ]
         return sorted(found, key=lambda each: each.created_at, reverse=True)[:limit]
+
+    async def webhooks_due(self, now: datetime, limit: int, to_one_host: int) -> Sequence[WebhookDelivery]:
+        due = [
+            each
+            for each in self._webhooks.values()
+            if each.state is DeliveryState.PENDING and each.next_attempt_at <= now
+        ]
+        hosts: Counter[str | None] = Counter()
+        found = []
+        for each in sorted(due, key=lambda each: (each.next_attempt_at, each.message_id)):
+            host = urlsplit(each.url).hostname
+            hosts[host] += 1
+            if hosts[host] <= to_one_host:
+                found.append(each)
+        return found[:limit]
 
     async def save_webhook_delivery(self, delivery: WebhookDelivery) -> None:
         stored = self._webhooks.get(delivery.message_id)

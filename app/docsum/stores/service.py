@@ -42,7 +42,7 @@ _PUBLISHED_BY = f"""SELECT {", ".join(RUNS.columns)} FROM runs
 WHERE publisher = {{publisher:String}} AND state != 'published' AND problem = ''
 ORDER BY created_at"""  # noqa: S608 - our own names
 _TOLD = f"""SELECT {", ".join(RUNS.columns)} FROM runs WHERE webhook != '' AND run_id NOT IN (
-    SELECT run_id FROM webhook_deliveries WHERE event IN ('run.finished', 'run.failed')
+    SELECT run_id FROM webhook_deliveries WHERE event = 'run.finished'
 ) ORDER BY created_at"""  # noqa: S608 - our own names
 _DOCUMENTS = f"""SELECT {", ".join(RUN_DOCUMENT_COLUMNS)} FROM run_document_versions FINAL
 WHERE run_id = {{run_id:UUID}} AND document_id > {{after:String}}
@@ -70,6 +70,10 @@ _MESSAGES = f"""SELECT {", ".join(WEBHOOKS.columns)} FROM webhook_deliveries
 WHERE ({{every:Bool}} OR run_id = {{run_id:UUID}})
     AND ({{states:Array(String)}} = [] OR state IN {{states:Array(String)}})
 ORDER BY created_at DESC, message_id LIMIT {{limit:UInt32}}"""  # noqa: S608 - our own names
+_DUE = f"""SELECT {", ".join(WEBHOOKS.columns)} FROM webhook_deliveries
+WHERE state = 'pending' AND toUnixTimestamp64Milli(next_attempt_at) <= {{now:Int64}}
+ORDER BY next_attempt_at, message_id
+LIMIT {{to_one_host:UInt32}} BY lower(domain(url)) LIMIT {{limit:UInt32}}"""  # noqa: S608 - our own names
 _NOBODY = UUID(int=0)
 
 
@@ -133,4 +137,9 @@ async def webhook_deliveries(
         states=[state.value for state in states],
         limit=limit,
     )
+    return [webhook_of(values) for values in found]
+
+
+async def webhooks_due(ask: Ask, now: datetime, limit: int, to_one_host: int) -> Sequence[WebhookDelivery]:
+    found = await ask(_DUE, now=to_ms(now), limit=limit, to_one_host=to_one_host)
     return [webhook_of(values) for values in found]

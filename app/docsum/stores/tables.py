@@ -513,12 +513,12 @@ def _webhook_values(delivery: WebhookDelivery) -> Values:
         delivery.event,
         utf8(delivery.url),
         utf8(delivery.body),
-        delivery.created_at,
-        delivery.changed_at,
-        delivery.next_attempt_at,
         delivery.state.value,
         delivery.attempts,
+        delivery.next_attempt_at,
         utf8(delivery.answer),
+        delivery.created_at,
+        delivery.changed_at,
     )
 
 
@@ -530,12 +530,12 @@ WEBHOOKS = Table(
         "event",
         "url",
         "body",
-        "created_at",
-        "changed_at",
-        "next_attempt_at",
         "state",
         "attempts",
+        "next_attempt_at",
         "answer",
+        "created_at",
+        "changed_at",
     ),
     _webhook_values,
 )
@@ -544,7 +544,7 @@ WEBHOOKS = Table(
 def webhook_of(values: Values) -> WebhookDelivery:
     """The message that a row of `WEBHOOKS.columns` is."""
     (
-        message_id, run_id, event, url, body, created_at, changed_at, next_attempt_at, state, attempts, answer
+        message_id, run_id, event, url, body, state, attempts, next_attempt_at, answer, created_at, changed_at
     ) = values  # fmt: skip
     return WebhookDelivery(
         message_id,
