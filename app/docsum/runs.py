@@ -156,17 +156,21 @@ async def publish(
     tell: Callable[[Published], None] = lambda _published: None,
     complain: Callable[[Unreadable], None] = lambda _unreadable: None,
     ends: bool = True,
+    is_new: bool = False,
 ) -> Run:
     """Announces every entry that has no row in this run yet; returns the published run.
 
-    Unless it `ends`: then more will follow, and the run is still being published.
+    Unless it `ends`: then more will follow, and the run is still being published. `is_new`: nobody has ever
+    announced anything of it, which saves a look.
 
     `tell` hears how far it has come, for the first time when the run is saved.
     Cancelled or failed, it leaves the run `publishing-interrupted`: publishing it again goes on. Waits while
     the group is `max_lag` events behind, where `lag` can tell, and for PATIENCE while the broker or the store
     is down. Raises BrokerUnavailable or StoreError, the latter at once where the run cannot even be saved.
     """
-    publisher = _Publisher(run, store=store, announce=announce, clock=clock, tell=tell, complain=complain)
+    publisher = _Publisher(
+        run, store=store, announce=announce, clock=clock, tell=tell, complain=complain, is_new=is_new
+    )
     await publisher.save(RunState.PUBLISHING)
     tell(Published())
     refresh = asyncio.create_task(publisher.refresh())
@@ -229,8 +233,10 @@ class _Publisher:
         clock: Clock,
         tell: Callable[[Published], None],
         complain: Callable[[Unreadable], None],
+        is_new: bool,
     ) -> None:
         self._run = run
+        self._has_rows = not is_new
         self._store = store
         self._announce = announce
         self._clock = clock
@@ -277,25 +283,30 @@ class _Publisher:
 
     async def take(self, batch: Sequence[Entry]) -> None:
         """Announces a batch; returns when its rows are durable."""
-        count = self._count
+        listed = unreadable = 0
         fresh: dict[str, Listed] = {}  # of two in one source the first is announced
         for entry in batch:
             if isinstance(entry, Listed):
-                count = replace(count, listed=count.listed + 1)
+                listed += 1
                 fresh.setdefault(entry.document_id, entry)
             elif isinstance(entry, Unreadable):
-                count = replace(count, unreadable=count.unreadable + 1)
+                unreadable += 1
                 self._complain(entry)
-            else:
-                count = replace(count, ignored=count.ignored + 1)
-        listed = count.listed - self._count.listed
         known = await self._patiently(lambda: self._rows_of(list(fresh)))
-        self._count = replace(count, already=count.already + listed - len(fresh) + len(known))
+        count = self._count
+        self._count = replace(
+            count,
+            listed=count.listed + listed,
+            unreadable=count.unreadable + unreadable,
+            ignored=count.ignored + len(batch) - listed - unreadable,
+            already=count.already + listed - len(fresh) + len(known),
+        )
         await self._queue([entry for name, entry in fresh.items() if name not in known])
         self._tell(self._count)
 
     async def _rows_of(self, document_ids: Sequence[str]) -> frozenset[str]:
-        if not document_ids:
+        if not (document_ids and self._has_rows):
+            self._has_rows = True
             return frozenset()
         return await self._store.run_documents(self._run.id, document_ids)
 

@@ -11,7 +11,7 @@ from fastapi.routing import APIRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from docsum import __version__
-from docsum.api import access, dead_letters, documents, problems, runs
+from docsum.api import access, dead_letters, documents, problems, runs, uploads
 from docsum.api.access import LOOPBACK, Needed, caller
 from docsum.api.service import Service
 from docsum.api.shapes import Healthy, Problem
@@ -49,7 +49,7 @@ def application(service: Service) -> FastAPI:
     )
     app.state.service = service
     problems.handle(app)
-    for router in (runs.router, documents.router, dead_letters.router):
+    for router in (runs.router, uploads.router, documents.router, dead_letters.router):
         app.include_router(router)
     _add_health(app)
     app.add_middleware(Guard, is_open=service.is_open)

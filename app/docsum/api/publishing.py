@@ -44,7 +44,9 @@ class BackgroundPublisher:
         await self.store.save_run(run)
         self._start(run)
 
-    async def announce_now(self, run: Run, entries: Iterator[Entry], *, ends: bool) -> tuple[Run, list[str]]:
+    async def announce_now(
+        self, run: Run, entries: Iterator[Entry], *, ends: bool, is_new: bool = False
+    ) -> tuple[Run, list[str]]:
         """Announces these entries; returns the run and what was passed over, one sentence each.
 
         Raises BrokerUnavailable or StoreError; the run is `publishing-interrupted` then.
@@ -60,6 +62,7 @@ class BackgroundPublisher:
                 clock=self.clock,
                 complain=lambda entry: passed_over.append(f"{entry.where}: {entry.problem}"),
                 ends=ends,
+                is_new=is_new,
             )
         finally:
             self._uploads.discard(run.id)

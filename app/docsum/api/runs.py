@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import tempfile
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, cast
+from typing import Annotated, Any
 from uuid import UUID, uuid4, uuid5
 
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import APIRouter, Header, Query, Response
 
 from docsum.api import cursors
 from docsum.api.access import Needed, Reader, Submitter
@@ -36,7 +35,6 @@ from docsum.api.shapes import (
 )
 from docsum.controls import CANCEL, cancel_run, pause_run, resume_run, set_budget
 from docsum.health import Health, is_over
-from docsum.manifests import Head, Line, read_head, read_lines
 from docsum.models import (
     API,
     AuditRow,
@@ -50,9 +48,8 @@ from docsum.models import (
     from_ms,
     to_ms,
 )
-from docsum.ports import Clock
 from docsum.runs import UnknownRun, following, run_fields, standing, webhook_fields
-from docsum.sources import Entry, Listed, Unreadable
+from docsum.sources import Listed
 from docsum.troubles import troubles
 
 router = APIRouter(prefix="/v1/runs", tags=["runs"])
@@ -102,14 +99,16 @@ async def begin(
     response.headers["Location"] = f"/v1/runs/{run.id}"
     if run.state is not RunState.PUBLISHED and body.documents is not None:
         run, passed_over = await service.publishing.announce_now(
-            run, iter([listed(each, service.clock.now()) for each in body.documents]), ends=True
+            run,
+            iter([listed(each, service.clock.now()) for each in body.documents]),
+            ends=True,
+            is_new=earlier is None,
         )
-        return await _accepted(run, passed_over, service)
-    if earlier is None and body.source is not None:
-        await service.publishing.begin(run)
-    elif earlier is None:
-        await service.store.save_run(run)
-    return await _accepted(run, [], service)
+        return await accepted(run, passed_over, service)
+    if earlier is not None:
+        return await accepted(run, [], service)
+    await (service.publishing.begin if body.source is not None else service.store.save_run)(run)
+    return RunAccepted(run_id=run.id, state=run.state, total=0)
 
 
 async def _wanted(body: RunIn, who: str, key: str | None, service: Service) -> Run:
@@ -184,7 +183,7 @@ async def refuse_lag(service: Service, lane: Lane) -> None:
         )
 
 
-async def _accepted(run: Run, passed_over: Sequence[str], service: Service) -> RunAccepted:
+async def accepted(run: Run, passed_over: Sequence[str], service: Service) -> RunAccepted:
     progress = await service.store.progress(run.id)
     return RunAccepted(
         run_id=run.id,
@@ -193,99 +192,6 @@ async def _accepted(run: Run, passed_over: Sequence[str], service: Service) -> R
         passed_over=list(passed_over[:_TOLD]),
         passed_over_count=len(passed_over),
     )
-
-
-# -- lists that are sent -----------------------------------------------------------------------------------
-
-
-@router.post(
-    "/{run_id}/documents",
-    status_code=202,
-    summary="Send a run's documents",
-    openapi_extra={
-        "requestBody": {
-            "required": True,
-            "description": "A JSON object a line, as in `documents` of a run; or a CSV with these columns.",
-            "content": {
-                "application/x-ndjson": {"schema": {"type": "string"}},
-                "text/csv": {"schema": {"type": "string"}},
-            },
-        }
-    },
-)
-async def send_documents(
-    run_id: UUID,
-    request: Request,
-    _: Submitter,
-    service: Needed,
-    more: Annotated[bool, Query(description="Further lists will follow.")] = False,
-) -> RunAccepted:
-    """Of a run that was begun without a source. A list that was cut short announces nothing.
-
-    What the run has already is passed over, so the same list may be sent again.
-    """
-    run = await _found(run_id, service)
-    _refuse_unfit(run, service)
-    await refuse_lag(service, run.lane)
-    with tempfile.TemporaryFile(prefix="docsum-upload-") as file:
-        spool = cast(BinaryIO, file)
-        try:
-            await _spooled(request.stream(), spool, service.settings.max_upload)
-        except BaseException:
-            row = following(run, RunState.INTERRUPTED, service.clock.now())
-            await asyncio.shield(service.store.save_run(replace(row, control=None)))
-            raise
-        spool.seek(0)
-        head = read_head(spool, "The list")
-        run, passed_over = await service.publishing.announce_now(
-            run, _entries(spool, head, service.clock), ends=not more
-        )
-    return await _accepted(run, passed_over, service)
-
-
-async def _spooled(pieces: AsyncIterator[bytes], spool: BinaryIO, most: int) -> None:
-    """On disk, so that no list is too long for memory. Raises 413."""
-    size = 0
-    async for piece in pieces:
-        size += len(piece)
-        if size > most:
-            raise Refused(
-                HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-                f"The list has more than {most:,} bytes (DOCSUM_API__MAX_UPLOAD): send parts with ?more.",
-            )
-        spool.write(piece)
-
-
-def _entries(spool: BinaryIO, head: Head, clock: Clock) -> Iterator[Entry]:
-    for number, line in read_lines(spool, head):
-        if isinstance(line, Line):
-            yield Listed(
-                line.document_id,
-                line.uri,
-                clock.now(),
-                source_version=line.source_version,
-                media_type=line.media_type,
-                size_bytes=line.size_bytes,
-                title=line.title,
-                attributes=line.attributes,
-            )
-        else:
-            yield Unreadable(f"line {number}", line.problem)
-
-
-def _refuse_unfit(run: Run, service: Service) -> None:
-    """Raises 409 for a run that takes no list."""
-    why = ""
-    if run.source != UPLOAD:
-        why = f"Its documents are those of {run.source}: begin a run without a source to send them."
-    elif run.wanted is ControlState.CANCELLED:
-        why = "It is cancelled, and that is final: begin a new one."
-    elif run.state is RunState.PUBLISHED:
-        why = "Its last list has been sent: begin a new run."
-    elif service.publishing.is_busy_with(run.id):
-        why = "Another list of it is being read: send this one when that has been answered."
-    if why:
-        raise Refused(HTTPStatus.CONFLICT, why)
 
 
 # -- looking -----------------------------------------------------------------------------------------------
@@ -306,7 +212,7 @@ async def page(_: Reader, service: Needed, limit: Limit = 50, cursor: Cursor = N
 @router.get("/{run_id}", summary="How far a run is")
 async def detail(run_id: UUID, _: Reader, service: Needed) -> RunDetail:
     """The counts are exact at `as_of`; what it waits for is a few seconds old at most."""
-    run = await _found(run_id, service)
+    run = await found_run(run_id, service)
     progress, rate, health = await asyncio.gather(
         service.store.progress(run.id), rate_of(run, service), service.look()
     )
@@ -386,7 +292,7 @@ async def documents(
     cursor: Cursor = None,
 ) -> RunDocumentPage:
     """By document id."""
-    await _found(run_id, service)
+    await found_run(run_id, service)
     rows = await service.store.documents_of(run_id, state or (), after=cursors.text(cursor), limit=limit)
     return RunDocumentPage(
         documents=[RunDocument.model_validate(row, from_attributes=True) for row in rows],
@@ -397,7 +303,7 @@ async def documents(
 @router.get("/{run_id}/webhooks", summary="What was told of a run")
 async def webhooks(run_id: UUID, _: Reader, service: Needed) -> WebhookPage:
     """Every message to its webhook, the newest first, with what came of it."""
-    await _found(run_id, service)
+    await found_run(run_id, service)
     found = await service.store.webhook_deliveries(run_id)
     return WebhookPage(deliveries=[WebhookOut.model_validate(webhook_fields(each)) for each in found])
 
@@ -408,7 +314,7 @@ async def webhooks(run_id: UUID, _: Reader, service: Needed) -> WebhookPage:
 @router.post("/{run_id}/pause", summary="Let a run rest")
 async def pause(run_id: UUID, who: Submitter, service: Needed, body: PauseIn | None = None) -> RunOut:
     """Its documents wait in a topic of their own; calls that were sent are finished."""
-    run = await _found(run_id, service)
+    run = await found_run(run_id, service)
     reason = (body.reason if body else "") or f"Paused by {who.name}."
     await pause_run(service.store, service.clock, run, reason)
     await _audit(service, who.name, "runs pause", run, reason)
@@ -418,7 +324,7 @@ async def pause(run_id: UUID, who: Submitter, service: Needed, body: PauseIn | N
 @router.post("/{run_id}/resume", summary="Go on with a run")
 async def resume(run_id: UUID, who: Submitter, service: Needed, body: ResumeIn | None = None) -> RunOut:
     """After a pause, a spent budget (give a larger one), or a source that could not be listed."""
-    run, wish = await _found(run_id, service), body or ResumeIn()
+    run, wish = await found_run(run_id, service), body or ResumeIn()
     await resume_run(service.store, service.clock, run, wish.budget_usd, wish.accept_dead_letters)
     if run.publisher == API and run.state is RunState.INTERRUPTED:
         row = following(run, RunState.PUBLISHING, service.clock.now())
@@ -430,14 +336,14 @@ async def resume(run_id: UUID, who: Submitter, service: Needed, body: ResumeIn |
 @router.post("/{run_id}/cancel", summary="End a run for good")
 async def cancel(run_id: UUID, who: Submitter, service: Needed, body: PauseIn | None = None) -> RunOut:
     """What has not been started never is. Summaries that are there stay."""
-    run = await _found(run_id, service)
+    run = await found_run(run_id, service)
     reason = (body.reason if body else "") or f"Cancelled by {who.name}."
     await cancel_run(service.store, service.clock, run, reason)
     await _audit(service, who.name, CANCEL, run, reason)
     return await _now(run_id, service)
 
 
-async def _found(run_id: UUID, service: Service) -> Run:
+async def found_run(run_id: UUID, service: Service) -> Run:
     run = await service.store.run(run_id)
     if run is None:
         raise UnknownRun(f"There is no run {run_id}.")
@@ -445,7 +351,7 @@ async def _found(run_id: UUID, service: Service) -> Run:
 
 
 async def _now(run_id: UUID, service: Service) -> RunOut:
-    run = await _found(run_id, service)
+    run = await found_run(run_id, service)
     return RunOut.model_validate(shown(run, await service.store.progress(run_id)))
 
 
