@@ -1,4 +1,5 @@
-# One command a chore, the same at home and in CI. `make demo` and `make test` need only Python 3.11 and make.
+# One command a chore, the same at home and in CI. `make demo` and `make test` need only Python 3.11 and make;
+# the tests of the page drive Chromium, which .ci/need-chromium installs where it may.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PYTHON ?= python3
@@ -59,7 +60,8 @@ $(VENV)/.peers: requirements/peers.txt | $(UV)
 
 # Two files at a time, each with its own broker, engine or stack; the longest first, in the order given here.
 test: check $(VENV)/.s3  ## everything but benches and long chaos
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder tests/chaos tests/integration tests/contract
+	@.ci/need-chromium
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder tests/chaos tests/integration tests/contract tests/web
 
 chaos: $(VENV)/.dev  ## many schedules of faults: make chaos SEEDS=20
 	$(BIN)/python -m tests.chaos --seeds $(or $(SEEDS),20)

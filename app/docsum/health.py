@@ -27,6 +27,7 @@ from docsum.models import (
     midnight,
 )
 from docsum.ports import Clock, SummaryStore
+from docsum.words import span
 
 _NEWEST_RUNS = 12
 _FINISHED_RUNS = 3
@@ -194,3 +195,14 @@ def is_over(run: Run, progress: RunProgress) -> bool:
     if run.wanted is ControlState.CANCELLED:
         return True
     return run.state is RunState.PUBLISHED and not progress.remaining
+
+
+def state_of(worker: WorkerStatus, health: Health) -> str:
+    """In a few words."""
+    if worker.stopped:
+        return "stopped"
+    if health.is_silent(worker):
+        return f"silent for {span(max(0.0, (health.at - worker.beat_at).total_seconds()))}"
+    if worker.holds or worker.breakers:
+        return "holds"
+    return "works" if worker.in_flight else "idle"

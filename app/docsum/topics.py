@@ -15,6 +15,7 @@ SPARE_BYTES = 64 * 1024  # what our headers may add to a copied record, with roo
 MAX_MESSAGE_BYTES = 1_048_576  # an input record; copies may be larger by SPARE_BYTES
 _DURATION = re.compile(r"(\d+)(ms|s|m|h|d)")
 _UNITS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+RETRY = "retry"  # stands beside the lanes, where topics are told apart
 
 
 class Role(enum.StrEnum):
@@ -151,3 +152,8 @@ class Topology:
                 config(self.dead_letter_retention, True),
             ),
         )
+
+
+def lane_of(topic: str, topology: Topology) -> str:
+    """Of a topic that the workers read: a lane, or `retry`."""
+    return RETRY if topology.is_retry(topic) else topology.lane_of(topic).value

@@ -8,6 +8,15 @@ from decimal import Decimal
 from itertools import accumulate
 from unicodedata import east_asian_width
 
+#: The status of a paid answer -> what the money went for.
+ANSWERED = {
+    "ok": "a usable answer",
+    "refused": "the model declined",
+    "truncated": "the answer was cut at its token limit",
+    "invalid": "the answer was not in the form that was asked for",
+    "lost": "the reply never came: counted as if served, at an estimated price",
+}
+
 
 def money(cost: Decimal) -> str:
     """US dollars, with as many digits as a small amount needs."""

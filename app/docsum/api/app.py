@@ -6,16 +6,18 @@ from http import HTTPStatus
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
-from fastapi import Depends, FastAPI, Response
+from fastapi import Depends, FastAPI, Request, Response
 from fastapi.routing import APIRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from docsum import __version__
 from docsum.api import access, dead_letters, documents, problems, runs, uploads
 from docsum.api.access import LOOPBACK, Needed, caller
+from docsum.api.pages import errors
+from docsum.api.pages import site as pages
 from docsum.api.service import Service
 from docsum.api.shapes import Healthy, Problem
-from docsum.troubles import troubles
+from docsum.troubles import Trouble, troubles
 
 MOST_BYTES = 10_000_000  # of a request's body, but for lists of documents, which go to disk
 _UNBOUND = "/documents"  # how the paths end that take those
@@ -26,7 +28,7 @@ _CONTENT_POLICY = (
 _HEADERS = {
     b"content-security-policy": _CONTENT_POLICY.encode(),
     b"x-content-type-options": b"nosniff",
-    b"referrer-policy": b"no-referrer",
+    b"referrer-policy": b"same-origin",  # without any, browsers send our own forms with `Origin: null`
     b"x-frame-options": b"DENY",
     b"cache-control": b"no-store",
 }
@@ -52,6 +54,7 @@ def application(service: Service) -> FastAPI:
     for router in (runs.router, uploads.router, documents.router, dead_letters.router):
         app.include_router(router)
     _add_health(app)
+    pages.add(app)
     app.add_middleware(Guard, is_open=service.is_open)
     return app
 
@@ -115,14 +118,16 @@ class Guard:
             return
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         if refusal := self._refusal(headers):
-            await problems.answer(HTTPStatus.FORBIDDEN, refusal)(scope, receive, _with_headers(send))
+            await _refused(scope, HTTPStatus.FORBIDDEN, refusal)(scope, receive, _with_headers(send))
             return
         if not (scope["path"].startswith("/v1/runs/") and scope["path"].endswith(_UNBOUND)):
             receive = _Limited(receive, MOST_BYTES)
             length = headers.get("content-length", "")
             if length.isdecimal() and int(length) > MOST_BYTES:
-                answer = problems.answer(
-                    HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"The body has more than {MOST_BYTES:,} bytes."
+                answer = _refused(
+                    scope,
+                    HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+                    f"The body has more than {MOST_BYTES:,} bytes.",
                 )
                 await answer(scope, receive, _with_headers(send))
                 return
@@ -138,6 +143,13 @@ class Guard:
         if origin is not None and urlsplit(origin).netloc != host:
             return "This docsum needs no token, so it takes no requests from the pages of others."
         return ""
+
+
+def _refused(scope: Scope, status: HTTPStatus, detail: str) -> Response:
+    """A page for a person, a problem for a program."""
+    if errors.is_page(scope["path"]):
+        return errors.page_of(Request(scope), None, status, Trouble(detail, ""))
+    return problems.answer(status, detail)
 
 
 class _Limited:

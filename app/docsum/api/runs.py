@@ -82,9 +82,7 @@ async def begin(
 
     The answer comes at once; a source is listed and announced in the background, also after a restart.
     """
-    if body.source is not None and body.documents is not None:
-        raise Refused(HTTPStatus.UNPROCESSABLE_ENTITY, "Give a source or documents, not both.")
-    wanted = await _wanted(body, who.name, key, service)
+    wanted = await check(body, who.name, service, key)
     earlier = await service.store.run(wanted.id) if key else None
     if earlier is not None and earlier.request != wanted.request:
         raise Refused(
@@ -111,8 +109,10 @@ async def begin(
     return RunAccepted(run_id=run.id, state=run.state, total=0)
 
 
-async def _wanted(body: RunIn, who: str, key: str | None, service: Service) -> Run:
-    """The run that a request asks for, checked."""
+async def check(body: RunIn, who: str, service: Service, key: str | None = None) -> Run:
+    """The run that a request asks for; nothing is begun. Raises 422 or a DocsumError for what cannot be."""
+    if body.source is not None and body.documents is not None:
+        raise Refused(HTTPStatus.UNPROCESSABLE_ENTITY, "Give a source or documents, not both.")
     recipe = recipe_of(body.recipe, service.recipe)
     service.check_model(recipe)
     if body.webhook is not None:

@@ -15,18 +15,10 @@ from docsum.cli.options import JsonObject
 from docsum.cli.output import Code, WrongUsage, console, emit, finish, next_step, say, table
 from docsum.models import EPOCH, CostBy, CostLine, Costs, Usage
 from docsum.topics import parse_duration
-from docsum.words import money
+from docsum.words import ANSWERED, money
 
 if TYPE_CHECKING:
     from docsum.ports import SummaryStore
-
-_REASONS = {
-    "ok": "a usable answer",
-    "refused": "the model declined",
-    "truncated": "the answer was cut at its token limit",
-    "invalid": "the answer was not in the form that was asked for",
-    "lost": "the reply never came: counted as if served, at an estimated price",
-}
 
 
 def register(app: typer.Typer, name: str) -> None:
@@ -184,7 +176,7 @@ def _key(key: str, by: CostBy, names: Mapping[str, str]) -> str:
         case CostBy.RUN:
             return f"{key[:8]} {names.get(key, '')}".strip() if key else "live events"
         case CostBy.REASON:
-            return f"{key}: {_REASONS[key]}" if key in _REASONS else key
+            return f"{key}: {ANSWERED[key]}" if key in ANSWERED else key
         case _:
             return key
 

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 from docsum.cli.output import count_cells, table
-from docsum.health import Health
-from docsum.models import ALL_WORK, LIVE_EVENTS, Control, ControlState, Lane, WorkerStatus
+from docsum.health import Health, state_of
+from docsum.models import ALL_WORK, LIVE_EVENTS, Control, ControlState, Lane
 from docsum.runs import run_fields, standing
+from docsum.topics import RETRY, lane_of
 from docsum.troubles import Trouble, compact
 from docsum.words import clean, money, span
 
@@ -23,12 +24,6 @@ if TYPE_CHECKING:
     from docsum.topics import Topology
 
 _REASONS = 4  # of dead letters that are named
-RETRY = "retry"
-
-
-def lane_of(topic: str, topology: Topology) -> str:
-    """Of a topic that the workers read: a lane, or `retry`."""
-    return RETRY if topology.is_retry(topic) else topology.lane_of(topic).value
 
 
 # -- for a person --------------------------------------------------------------------------------------------
@@ -116,17 +111,6 @@ def _workers(health: Health) -> list[RenderableType]:
             found.add_row(member.name, member.host, compact(member.partitions))
         return [found]
     return []
-
-
-def state_of(worker: WorkerStatus, health: Health) -> str:
-    """In a few words."""
-    if worker.stopped:
-        return "stopped"
-    if health.is_silent(worker):
-        return f"silent for {_ago(worker.beat_at, health)}"
-    if worker.holds or worker.breakers:
-        return "holds"
-    return "works" if worker.in_flight else "idle"
 
 
 def _runs(health: Health, rates: Mapping[UUID, float], width: int) -> RenderableType:
