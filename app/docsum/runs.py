@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import aclosing, suppress
+from contextlib import AbstractAsyncContextManager, aclosing, nullcontext, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
@@ -157,11 +157,12 @@ async def publish(
     complain: Callable[[Unreadable], None] = lambda _unreadable: None,
     ends: bool = True,
     is_new: bool = False,
+    turn: AbstractAsyncContextManager[object] | None = None,
 ) -> Run:
     """Announces every entry that has no row in this run yet; returns the published run.
 
-    Unless it `ends`: then more will follow, and the run is still being published. `is_new`: nobody has ever
-    announced anything of it, which saves a look.
+    Unless it `ends`: then more will follow, and the run is still being published. `is_new`: it has just been
+    saved, and nobody has announced anything of it. `turn`: entered for each thousand, so that publishers share.
 
     `tell` hears how far it has come, for the first time when the run is saved.
     Cancelled or failed, it leaves the run `publishing-interrupted`: publishing it again goes on. Waits while
@@ -171,7 +172,8 @@ async def publish(
     publisher = _Publisher(
         run, store=store, announce=announce, clock=clock, tell=tell, complain=complain, is_new=is_new
     )
-    await publisher.save(RunState.PUBLISHING)
+    if not is_new:
+        await publisher.save(RunState.PUBLISHING)
     tell(Published())
     refresh = asyncio.create_task(publisher.refresh())
     try:
@@ -182,7 +184,8 @@ async def publish(
                     break
                 if lag:
                     await publisher.wait_for_room(lag, max_lag)
-                await publisher.take(batch)
+                async with turn or nullcontext():
+                    await publisher.take(batch)
         refresh.cancel()
         return await publisher.finish(RunState.PUBLISHED if ends else RunState.PUBLISHING)
     except BaseException:

@@ -122,14 +122,19 @@ async def _serve(settings: Settings, service: Service, stop: asyncio.Event) -> N
 
 
 def _listening(api: Api) -> socket.socket:
+    # With its protocol named: only then asyncio sends small answers at once, instead of 40 ms later.
     family = socket.AF_INET6 if ":" in api.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
-        return socket.create_server((api.host, api.port), family=family)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((api.host, api.port))
     except OSError as error:
+        listener.close()
         raise ConfigurationError(
             f"{api.host}:{api.port} cannot be listened on ({error.strerror}): choose another "
             "DOCSUM_API__PORT, or an address of this machine as DOCSUM_API__HOST."
         ) from error
+    return listener
 
 
 class _Server(uvicorn.Server):

@@ -23,6 +23,8 @@ log = structlog.get_logger(__name__)
 LOOK_EVERY = timedelta(seconds=5)  # for runs whose publisher has died
 AGAIN_AFTER = timedelta(seconds=30)  # where a source or Kafka does not answer
 GOODBYE = timedelta(seconds=10)
+#: Background publishers that announce a thousand documents at the same moment: requests come before them.
+AT_ONCE = 2
 _MAY_PASS = (Disposition.RETRY, Disposition.PAUSE, Disposition.HOLD)
 
 
@@ -38,16 +40,19 @@ class BackgroundPublisher:
     open_source: Callable[[str], Source]
     _tasks: dict[UUID, asyncio.Task[None]] = field(default_factory=dict)
     _uploads: set[UUID] = field(default_factory=set)
+    _turn: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_ONCE))
 
-    async def begin(self, run: Run) -> None:
+    async def begin(self, run: Run, *, is_new: bool = True) -> None:
         """The run is durable when this returns; its source is announced from now on."""
         await self.store.save_run(run)
-        self._start(run)
+        self._start(run, is_new=is_new)
 
     async def announce_now(
         self, run: Run, entries: Iterator[Entry], *, ends: bool, is_new: bool = False
     ) -> tuple[Run, list[str]]:
         """Announces these entries; returns the run and what was passed over, one sentence each.
+
+        `is_new`: the run has just been saved.
 
         Raises BrokerUnavailable or StoreError; the run is `publishing-interrupted` then.
         """
@@ -87,14 +92,14 @@ class BackgroundPublisher:
             if self._tasks:
                 await asyncio.wait(self._tasks.values(), timeout=GOODBYE.total_seconds())
 
-    def _start(self, run: Run) -> None:
+    def _start(self, run: Run, *, is_new: bool = False) -> None:
         if run.id in self._tasks:
             return
-        task = asyncio.create_task(self._publish(run), name=f"publish-{run.id}")
+        task = asyncio.create_task(self._publish(run, is_new), name=f"publish-{run.id}")
         self._tasks[run.id] = task
         task.add_done_callback(lambda _: self._tasks.pop(run.id, None))
 
-    async def _publish(self, run: Run) -> None:
+    async def _publish(self, run: Run, is_new: bool) -> None:
         """To its end, or until it is plain that there will be none."""
         log.info("publishing begins", action="publish", run_id=str(run.id))
         while True:
@@ -108,6 +113,8 @@ class BackgroundPublisher:
                     clock=self.clock,
                     lag=None if run.lane is Lane.BATCH else lambda: self.lag(run.lane),
                     max_lag=self.max_lag,
+                    is_new=is_new,
+                    turn=self._turn,
                 )
             except Exception as error:  # whatever a source raises is told; it never ends the API
                 log.warning("publishing failed", action="publish", run_id=str(run.id), message=str(error))
@@ -117,6 +124,7 @@ class BackgroundPublisher:
             else:
                 log.info("published", action="publish", run_id=str(run.id), listed=published.listed)
                 return
+            is_new = False
             await self.clock.sleep(AGAIN_AFTER.total_seconds())
 
     async def _give_up(self, run: Run, error: Exception) -> None:

@@ -95,6 +95,10 @@ async def begin(
         if body.budget_usd is not None:
             await set_budget(service.store, service.clock, run, body.budget_usd)
     response.headers["Location"] = f"/v1/runs/{run.id}"
+    if earlier is None and body.source is not None:
+        await service.publishing.begin(run)
+    elif earlier is None:
+        await service.store.save_run(run)
     if run.state is not RunState.PUBLISHED and body.documents is not None:
         run, passed_over = await service.publishing.announce_now(
             run,
@@ -105,7 +109,6 @@ async def begin(
         return await accepted(run, passed_over, service)
     if earlier is not None:
         return await accepted(run, [], service)
-    await (service.publishing.begin if body.source is not None else service.store.save_run)(run)
     return RunAccepted(run_id=run.id, state=run.state, total=0)
 
 
@@ -328,7 +331,7 @@ async def resume(run_id: UUID, who: Submitter, service: Needed, body: ResumeIn |
     await resume_run(service.store, service.clock, run, wish.budget_usd, wish.accept_dead_letters)
     if run.publisher == API and run.state is RunState.INTERRUPTED:
         row = following(run, RunState.PUBLISHING, service.clock.now())
-        await service.publishing.begin(replace(row, control=None))
+        await service.publishing.begin(replace(row, control=None), is_new=False)
     await _audit(service, who.name, "runs resume", run, "")
     return await _now(run_id, service)
 

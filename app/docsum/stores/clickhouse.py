@@ -115,8 +115,9 @@ _ANSWERS = _select(
 )
 _RUN = _select(RUNS.columns, "FROM runs WHERE run_id IN {keys:Array(UUID)}")
 _RUN_LIST = _select(RUNS.columns, "FROM runs ORDER BY created_at DESC, run_id LIMIT {limit:UInt32}")
-_PROGRESS = """SELECT queued, retrying, held, done_count, failed_count, skipped_count, cancelled, cost, as_of
-FROM run_progress WHERE run_id = {run_id:UUID}"""
+_PROGRESS = """SELECT run_id,
+    queued, retrying, held, done_count, failed_count, skipped_count, cancelled, cost, as_of
+FROM run_progress WHERE run_id IN {keys:Array(UUID)}"""
 _RUN_IDS = """SELECT DISTINCT document_id FROM run_document_versions
 WHERE run_id = {run_id:UUID} AND document_id IN {keys:Array(String)}"""
 _RUN_PAGE = _select(
@@ -152,6 +153,7 @@ class ClickHouseStore:
         self._summaries: Lookup[SummaryRow | None] = Lookup(self._ask_summaries, None)
         self._answers: Lookup[Sequence[Answer]] = Lookup(self._ask_answers, ())
         self._runs: Lookup[Run | None] = Lookup(self._ask_runs, None)
+        self._progress: Lookup[RunProgress | None] = Lookup(self._ask_progress, None)
         self._recent_runs: dict[UUID, tuple[float, Run | None]] = {}
         self._controls = Controls(self._query)
         self._recent_tokens: tuple[float, Sequence[Token]] = (0.0, ())
@@ -172,7 +174,7 @@ class ClickHouseStore:
         self._flusher.cancel()
         with suppress(asyncio.CancelledError):
             await self._flusher
-        for lookup in (self._known, self._summaries, self._answers, self._runs):
+        for lookup in (self._known, self._summaries, self._answers, self._runs, self._progress):
             lookup.close()
         await self._client.close()
         if unstored:
@@ -311,9 +313,8 @@ class ClickHouseStore:
         return await self._controls.spent(run_id, since)
 
     async def progress(self, run_id: UUID) -> RunProgress:
-        for values in await self._query(_PROGRESS, run_id=run_id):
-            return RunProgress(run_id, *values)
-        return RunProgress(run_id, as_of=datetime.now(UTC))
+        found = await self._progress(str(run_id))
+        return found or RunProgress(run_id, as_of=datetime.now(UTC))
 
     async def run_documents(self, run_id: UUID, document_ids: Sequence[str]) -> frozenset[str]:
         given = {utf8(document_id): document_id for document_id in document_ids}
@@ -458,6 +459,10 @@ class ClickHouseStore:
         for values in await self._query(_ANSWERS, keys=keys):
             answers.setdefault(values[0], []).append(answer_of(values))
         return answers
+
+    async def _ask_progress(self, keys: Sequence[str]) -> Mapping[str, RunProgress]:
+        found = await self._query(_PROGRESS, keys=list(keys))
+        return {str(values[0]): RunProgress(*values) for values in found}
 
     async def _ask_runs(self, keys: Sequence[str]) -> Mapping[str, Run]:
         return {str(values[0]): run_of(values) for values in await self._query(_RUN, keys=keys)}
