@@ -162,7 +162,7 @@ async def publish(
     """Announces every entry that has no row in this run yet; returns the published run.
 
     Unless it `ends`: then more will follow, and the run is still being published. `is_new`: it has just been
-    saved, and nobody has announced anything of it. `turn`: entered for each thousand, so that publishers share.
+    saved, and nobody has announced anything of it. `turn`: entered for each thousand; publishers share it.
 
     `tell` hears how far it has come, for the first time when the run is saved.
     Cancelled or failed, it leaves the run `publishing-interrupted`: publishing it again goes on. Waits while

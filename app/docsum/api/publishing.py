@@ -15,7 +15,7 @@ from docsum.errors import Disposition, DocsumError, StoreError, row_of
 from docsum.manifests import NoManifest
 from docsum.models import API, ControlState, Lane, Run, RunState
 from docsum.ports import Clock, ServiceStore
-from docsum.runs import Announcer, following, publish
+from docsum.runs import Announcer, Published, following, publish
 from docsum.sources import Entry, Source, UnusableSource
 
 log = structlog.get_logger(__name__)
@@ -26,6 +26,15 @@ GOODBYE = timedelta(seconds=10)
 #: Background publishers that announce a thousand documents at the same moment: requests come before them.
 AT_ONCE = 2
 _MAY_PASS = (Disposition.RETRY, Disposition.PAUSE, Disposition.HOLD)
+
+
+@dataclass(frozen=True, slots=True)
+class Announced:
+    """What came of a list."""
+
+    run: Run
+    count: int  # documents that were announced now
+    passed_over: list[str]  # one sentence each
 
 
 @dataclass
@@ -49,14 +58,19 @@ class BackgroundPublisher:
 
     async def announce_now(
         self, run: Run, entries: Iterator[Entry], *, ends: bool, is_new: bool = False
-    ) -> tuple[Run, list[str]]:
-        """Announces these entries; returns the run and what was passed over, one sentence each.
+    ) -> Announced:
+        """`is_new`: the run has just been saved.
 
-        `is_new`: the run has just been saved.
 
         Raises BrokerUnavailable or StoreError; the run is `publishing-interrupted` then.
         """
         passed_over: list[str] = []
+        count = Published()
+
+        def tell(so_far: Published) -> None:
+            nonlocal count
+            count = so_far
+
         self._uploads.add(run.id)
         try:
             published = await publish(
@@ -65,13 +79,14 @@ class BackgroundPublisher:
                 store=self.store,
                 announce=self.announce,
                 clock=self.clock,
+                tell=tell,
                 complain=lambda entry: passed_over.append(f"{entry.where}: {entry.problem}"),
                 ends=ends,
                 is_new=is_new,
             )
         finally:
             self._uploads.discard(run.id)
-        return published, passed_over
+        return Announced(published, count.announced, passed_over)
 
     def is_busy_with(self, run_id: UUID) -> bool:
         """Whether a list of this run is being announced right now."""

@@ -100,13 +100,9 @@ async def begin(
     elif earlier is None:
         await service.store.save_run(run)
     if run.state is not RunState.PUBLISHED and body.documents is not None:
-        run, passed_over = await service.publishing.announce_now(
-            run,
-            iter([listed(each, service.clock.now()) for each in body.documents]),
-            ends=True,
-            is_new=earlier is None,
-        )
-        return await accepted(run, passed_over, service)
+        entries = iter([listed(each, service.clock.now()) for each in body.documents])
+        done = await service.publishing.announce_now(run, entries, ends=True, is_new=earlier is None)
+        return await accepted(done.run, done.passed_over, service, None if earlier else done.count)
     if earlier is not None:
         return await accepted(run, [], service)
     return RunAccepted(run_id=run.id, state=run.state, total=0)
@@ -186,8 +182,11 @@ async def refuse_lag(service: Service, lane: Lane) -> None:
         )
 
 
-async def accepted(run: Run, passed_over: Sequence[str], service: Service) -> RunAccepted:
-    progress = await service.store.progress(run.id)
+async def accepted(
+    run: Run, passed_over: Sequence[str], service: Service, total: int | None = None
+) -> RunAccepted:
+    """`total`: how many documents the run has, where that is known; they are counted otherwise."""
+    progress = RunProgress(run.id, queued=total or 0) if total else await service.store.progress(run.id)
     return RunAccepted(
         run_id=run.id,
         state=standing(run, progress),

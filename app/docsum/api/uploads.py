@@ -65,10 +65,8 @@ async def send_documents(
             raise
         spool.seek(0)
         head = read_head(spool, "The list")
-        run, passed_over = await service.publishing.announce_now(
-            run, _entries(spool, head, service.clock), ends=not more
-        )
-    return await accepted(run, passed_over, service)
+        done = await service.publishing.announce_now(run, _entries(spool, head, service.clock), ends=not more)
+    return await accepted(done.run, done.passed_over, service)
 
 
 async def _spooled(pieces: AsyncIterator[bytes], spool: BinaryIO, most: int) -> None:
