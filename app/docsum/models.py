@@ -392,6 +392,22 @@ class RecordCopy:
     headers: tuple[tuple[str, bytes | None], ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What upstreams are told of an outcome."""
+
+    document_id: str
+    version: int
+    state: State  # done, skipped or dead_lettered
+    reason: str  # why it was skipped or given up, else empty
+    run_id: UUID | None
+    source_version: str
+    occurred_at: datetime
+    written_at: datetime
+    summary: Summary | None  # the newest one that is stored
+    deleted: bool = False  # it is gone at its source: all that is told of it is taken back
+
+
 class RunState(enum.StrEnum):
     """How far the publisher of a run is; finished is derived, never stored."""
 

@@ -5,8 +5,9 @@
                 +-- a failure that is this document's own ------------- (Retried, DeadLettered)
 
 Every delivery leaves `process` with exactly one Outcome whose effects are durable: the copy acknowledged by
-the broker, then the rows written. Whatever is everyone's trouble (the provider, the store, the broker) is
-waited out at the step where it was met and spends no attempt.
+the broker, then the rows written, then the result acknowledged, where upstreams are told of one. Whatever is
+everyone's trouble (the provider, the store, the broker) is waited out at the step where it was met and spends
+no attempt.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ from docsum.models import (
     Operation,
     Outcome,
     Recipe,
+    RecordCopy,
     Retried,
     Rows,
     Run,
@@ -83,9 +85,11 @@ from docsum.ports import (
     Later,
     Observer,
     Publisher,
+    Results,
     Summariser,
     SummaryStore,
 )
+from docsum.results import result_of
 from docsum.retry import DeadLetter, decide
 from docsum.topics import Topology
 
@@ -198,6 +202,7 @@ class Pipeline:
         max_age: timedelta = timedelta(hours=24),
         daily_budget: Decimal | None = None,
         crashes: CrashGuard | None = None,
+        results: Results | None = None,
     ) -> None:
         """`max_age`: how long a document waits for a source that is out of order; the budget: US dollars."""
         self.codec = codec
@@ -216,6 +221,7 @@ class Pipeline:
         self.daily_budget = daily_budget
         self.breakers = Breakers(clock)
         self._crashes = crashes or CrashGuard()
+        self._results = results  # None: upstreams are told nothing
         self._flood = FloodGuard()
         self._exclusion = Exclusion()
         self._texts = ByteBudget(TEXT_BYTES)
@@ -528,7 +534,9 @@ class Pipeline:
         return (run.id if run else None, run.control.changed_at if run and run.control else None)
 
     async def _finish(self, trip: Trip, outcome: Outcome) -> Outcome:
-        """The one end: the copy acknowledged, then the rows durable. Waits as long as it takes.
+        """The one end: the copy acknowledged, the rows durable, then the result acknowledged.
+
+        Waits as long as it takes.
 
         Raises RowRefused for a summary that the store refuses: that is this document's failure.
         """
@@ -543,7 +551,18 @@ class Pipeline:
             isinstance(outcome, DeadLettered) and outcome.failure.reason not in SUSPICIOUS
         ):
             self._flood.passed(self._flood_key(trip))
+        if self._results is not None:
+            # Made once: the publisher knows a record that is under way when it is handed in again.
+            told = await self._patiently(
+                trip, "publish", self._result_record, trip, outcome, self._results, forever=True
+            )
+            if told is not None:
+                await self._patiently(trip, "publish", self.publisher.publish, told, forever=True)
         return outcome
+
+    async def _result_record(self, trip: Trip, outcome: Outcome, results: Results) -> RecordCopy | None:
+        result = await result_of(trip.reference, outcome, self.store, self.clock.now())
+        return None if result is None else await results.of(trip.delivery, result)
 
     def _rows(self, trip: Trip, outcome: Outcome, at: Coordinates | None) -> Rows:
         match outcome:

@@ -37,6 +37,7 @@ from docsum.models import (
     Outcome,
     Recipe,
     RecordCopy,
+    Result,
     Rows,
     Run,
     RunDocumentRow,
@@ -303,6 +304,13 @@ class Copies(Protocol):
         self, delivery: Delivery, reference: DocumentReference | None, outcome: Outcome
     ) -> RecordCopy | None:
         """None where the outcome needs no copy."""
+
+
+class Results(Protocol):
+    """What goes to Kafka for upstreams, once an outcome is durable."""
+
+    async def of(self, delivery: Delivery, result: Result) -> RecordCopy:
+        """Its record. Raises SchemaUnknown or RegistryUnavailable."""
 
 
 class Gate(Protocol):

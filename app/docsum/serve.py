@@ -30,6 +30,7 @@ from docsum.kafka.codec import EventCodec
 from docsum.kafka.copies import RecordCopies
 from docsum.kafka.held import HeldTopic
 from docsum.kafka.publisher import CopyPublisher
+from docsum.kafka.results import ResultRecords
 from docsum.kafka.security import aiokafka_security, faust_credentials
 from docsum.kafka.worker import KafkaWorker, Membership
 from docsum.models import Lane, Outcome, WorkerStatus
@@ -93,7 +94,10 @@ async def _work(settings: Settings, stop: asyncio.Event, lane: Lane, set_up: boo
             stop,
             lambda: enter(CopyPublisher(settings.kafka.bootstrap_servers, aiokafka_security(settings.kafka))),
         )
-        codec = await enter(EventCodec(settings.kafka.schema_registry_url))
+        codec, results = (
+            await enter(EventCodec(settings.kafka.schema_registry_url)),
+            await enter(ResultRecords(topology.summaries, settings.kafka.schema_registry_url)),
+        )
         extractor = await enter(
             DocumentExtractor(Sandbox(extract.processes, extract.timeout, extract.memory))
         )
@@ -135,6 +139,7 @@ async def _work(settings: Settings, stop: asyncio.Event, lane: Lane, set_up: boo
             max_age=settings.retry.max_age,
             daily_budget=settings.budget.daily_usd,
             crashes=crashes,
+            results=results if topology.results else None,
         )
 
         async def process(trip: Trip) -> Outcome | Deferred:

@@ -39,7 +39,8 @@ from docsum.kafka.announcer import Announcer
 from docsum.kafka.codec import EventCodec
 from docsum.kafka.dead_letters import DeadLetterTopic, replay_copy
 from docsum.kafka.producer import KafkaProducer
-from docsum.models import Lane, Recipe
+from docsum.kafka.results import deletion
+from docsum.models import Lane, Recipe, SummaryRow
 from docsum.ports import Codec, SystemClock
 from docsum.replay import DeadLetterRecords, Replay
 from docsum.settings import Api, Settings
@@ -195,6 +196,10 @@ def _service(
                 random=SystemRandom(),
             )
 
+    async def take_back(row: SummaryRow) -> None:
+        if topology.results:
+            await producer.publish(deletion(topology.summaries, row.document_id, row.version))
+
     def check_model(recipe: Recipe) -> None:
         prices.of(recipe.model)
 
@@ -212,6 +217,7 @@ def _service(
         check_webhook=check_webhook,
         check_model=check_model,
         look=Recent(lambda: look_at(settings, store), clock.monotonic),
+        take_back=take_back,
         dead_letters=dead_letters,
         replays=Replays(store, clock, replay),
     )

@@ -83,6 +83,9 @@ class Topics(_Group):
     partitions: int = Field(12, ge=1, description="Partitions of every topic: the ceiling of parallel work")
     replication_factor: int = Field(-1, description="-1 = the broker's default")
     retention: Duration = Field(timedelta(days=45), description="How long unread events are kept")
+    summaries: bool = Field(
+        False, description="Tell upstreams what has become of their documents, on `<prefix>.summaries`"
+    )
 
 
 class ClickHouse(_Group):
@@ -263,6 +266,7 @@ class Settings(BaseSettings):
             partitions=self.topics.partitions,
             delays=self.retry.delays,
             retention=self.topics.retention,
+            results=self.topics.summaries,
         )
 
     def environment(self) -> dict[str, str]:
@@ -295,6 +299,8 @@ def text_of(value: object) -> str:
         return value.get_secret_value()
     if isinstance(value, timedelta):
         return duration_name(value)
+    if isinstance(value, bool):
+        return str(value).lower()
     if isinstance(value, tuple):
         return ",".join(text_of(part) for part in value)
     return str(value)

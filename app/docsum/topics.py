@@ -26,6 +26,7 @@ class Role(enum.StrEnum):
     RETRY = "retry"
     HELD = "held"
     DEAD_LETTER = "dlq"
+    RESULT = "result"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,7 @@ class Topology:
     delays: tuple[timedelta, ...] = (timedelta(seconds=10), timedelta(seconds=30), timedelta(seconds=90))
     retention: timedelta = timedelta(days=45)
     dead_letter_retention: timedelta = timedelta(days=365)
+    results: bool = False  # whether upstreams are told what has become of their documents
 
     def __post_init__(self) -> None:
         if list(self.delays) != sorted(self.delays) or len(set(self.delays)) != len(self.delays):
@@ -97,6 +99,11 @@ class Topology:
         return f"{self.prefix}.dlq"
 
     @property
+    def summaries(self) -> str:
+        """Where results go, if they are wanted."""
+        return f"{self.prefix}.summaries"
+
+    @property
     def max_attempts(self) -> int:
         return 1 + len(self.delays)
 
@@ -125,6 +132,14 @@ class Topology:
         """The lane of an original topic; topics of others are live."""
         return {self.backfill: Lane.BACKFILL, self.batch: Lane.BATCH}.get(topic, Lane.LIVE)
 
+    def _compacted(self) -> dict[str, str]:
+        """The newest record of a document stays for ever, a deletion as long as a reader may be away."""
+        return {
+            "cleanup.policy": "compact",
+            "delete.retention.ms": str(self.retention // timedelta(milliseconds=1)),
+            "max.message.bytes": str(MAX_MESSAGE_BYTES),
+        }
+
     def topics(self) -> tuple[Topic, ...]:
         """Every topic that docsum owns, in the order in which they are created."""
 
@@ -151,6 +166,7 @@ class Topology:
                 count,
                 config(self.dead_letter_retention, True),
             ),
+            *((Topic(self.summaries, Role.RESULT, Lane.LIVE, count, self._compacted()),) * self.results),
         )
 
 

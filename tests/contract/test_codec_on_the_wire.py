@@ -1,25 +1,19 @@
-"""Events against a real broker and over HTTP to a registry; the published sample is run as it is printed."""
+"""Events over HTTP to a registry."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from docsum.errors import ConfigurationError, RegistryUnavailable, SchemaUnknown
-from docsum.kafka.admin import KafkaAdmin
 from docsum.kafka.codec import EventCodec, new_event
 from docsum.kafka.headers import delivery_of
 from docsum.local.loopback import HOST, free_port
-from docsum.models import Delivery, Operation, from_ms
-from docsum.topics import Topology
-from tests.support.broker import Broker
+from docsum.models import Delivery, from_ms
 from tests.support.registry import Registry, schema_registry
 
-SCHEMAS = Path(__file__).parents[2] / "schemas"
 PUBLISHED_MS = 1_790_000_000_000
 
 
@@ -83,38 +77,3 @@ async def test_a_refused_schema_is_a_configuration_error(registry: Any) -> None:
     async with EventCodec(registry.url) as codec:
         with pytest.raises(ConfigurationError, match="refuses our schema under docsum"):
             await codec.register("docsum.documents")
-
-
-async def test_the_python_sample_publishes_an_event_that_workers_read(
-    broker: Broker, topology: Topology, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from confluent_kafka import Consumer, TopicPartition
-
-    await KafkaAdmin(broker.settings).setup(topology)
-    sample = re.search(r"```python\n(.*?)```", (SCHEMAS / "README.md").read_text(), re.DOTALL)
-    assert sample is not None
-    program = sample[1].replace("localhost:9092", broker.settings.bootstrap_servers)
-    program = program.replace("docsum.documents", topology.documents)
-    monkeypatch.chdir(SCHEMAS.parent)
-    exec(compile(program, "README.md", "exec"), {})
-
-    consumer = Consumer({"bootstrap.servers": broker.settings.bootstrap_servers, "group.id": "sample"})
-    try:
-        consumer.assign([TopicPartition(topology.documents, number, 0) for number in range(3)])
-        message: Any = consumer.poll(20)
-    finally:
-        consumer.close()
-    assert message is not None
-    reference = await EventCodec().decode(
-        delivery_of(
-            message.topic(),
-            message.partition(),
-            message.offset(),
-            message.key(),
-            message.value(),
-            message.headers(),
-            message.timestamp()[1],
-        )
-    )
-    assert (reference.document_id, reference.uri) == ("invoice-42", "s3://invoices/42.pdf")
-    assert (reference.source_version, reference.operation) == ("etag-1", Operation.UPSERT)

@@ -285,8 +285,12 @@ class Fleet(Deployment):
         fetch: Fetch | None = None,
         batch: Batch | None = None,
         registry: str = "",
+        summaries: bool = False,
     ) -> None:
-        """`delays` of the retry topics, in seconds; `registry`: the address of a schema registry."""
+        """`delays` of the retry topics, in seconds; `registry`: the address of a schema registry.
+
+        `summaries`: whether upstreams are told of results.
+        """
         self.folder = folder
         self.model = model
         self.brokers = broker.settings.bootstrap_servers
@@ -302,7 +306,7 @@ class Fleet(Deployment):
                 batch_group_id=f"{prefix}-batch",
                 schema_registry_url=registry,
             ),
-            topics=Topics(prefix=prefix, partitions=partitions),
+            topics=Topics(prefix=prefix, partitions=partitions, summaries=summaries),
             clickhouse=direct.model_copy(update={"url": self.store_proxy.url}),
             model=Model(name=MODEL, api_key=SecretStr("a-key"), base_url=model.url),
             limits=limits or Limits(),

@@ -22,6 +22,7 @@ from docsum.models import (
     Outcome,
     Recipe,
     RecordCopy,
+    Result,
     Retried,
     Summary,
     event_version,
@@ -204,6 +205,20 @@ class FakeCopies:
                 return RecordCopy("docsum.held", delivery.at.partition, delivery.key, delivery.value, ())
             case _:
                 return None
+
+
+class FakeResults(Scripted):
+    """Keeps what upstreams are to be told; the record's value is the outcome's state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[Result] = []
+
+    async def of(self, delivery: Delivery, result: Result) -> RecordCopy:
+        self.step()
+        self.told.append(result)
+        value = None if result.deleted else result.state.value.encode()
+        return RecordCopy("docsum.summaries", None, result.document_id.encode(), value, ())
 
 
 class FakeObserver:

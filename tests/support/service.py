@@ -25,6 +25,7 @@ from docsum.models import (
     Recipe,
     RecordCopy,
     Run,
+    SummaryRow,
 )
 from docsum.ports import Clock, Codec, SystemClock
 from docsum.replay import DeadLetterRecords, Replay
@@ -76,6 +77,7 @@ class FakeService:
     is_open: bool = True
     settings: Api = field(default_factory=Api)
     daily_budget: Decimal | None = None
+    taken_back: list[SummaryRow] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.announce = FakeAnnouncer(self.clock)
@@ -119,6 +121,7 @@ class FakeService:
             check_webhook=_check_webhook,
             check_model=_check_model,
             look=self.look,
+            take_back=self.take_back,
             dead_letters=dead_letters,
             replays=Replays(self.store, self.clock, replay),
         )
@@ -127,6 +130,9 @@ class FakeService:
         if name not in self.sources:
             raise SourceNotAllowed(f"{name!r} is outside the folders of DOCSUM_FETCH__FILE_ROOTS.")
         return Source(name, name, lambda: iter(self.sources[name]()))
+
+    async def take_back(self, row: SummaryRow) -> None:
+        self.taken_back.append(row)
 
     async def look(self) -> Health:
         stored = Stored()

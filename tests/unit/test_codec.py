@@ -89,7 +89,10 @@ def test_every_later_field_could_be_left_out() -> None:
     assert all(field["doc"] for field in schema["fields"])
 
 
-@pytest.mark.parametrize("path", sorted((SCHEMAS / "examples").iterdir()), ids=lambda path: path.name)
+EXAMPLES = sorted(path for path in (SCHEMAS / "examples").iterdir() if path.suffix in (".json", ".bin"))
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
 def test_every_example_decodes(path: Path) -> None:
     reference = asyncio.run(decode(path.read_bytes()))
     assert reference.document_id

@@ -65,6 +65,7 @@ from tests.support.fakes import (
     FakeFetcher,
     FakeObserver,
     FakePublisher,
+    FakeResults,
     FakeSummariser,
     delivery,
     reference,
@@ -78,7 +79,7 @@ RECIPE = Recipe("local-extractive-1")
 class House:
     """A pipeline with all its fakes in reach."""
 
-    def __init__(self) -> None:
+    def __init__(self, results: FakeResults | None = None) -> None:
         self.codec, self.fetcher, self.extractor = FakeCodec(), FakeFetcher(), FakeExtractor()
         self.summariser, self.publisher = FakeSummariser(), FakePublisher()
         self.observer, self.clock, self.store = FakeObserver(), FakeClock(), MemoryStore()
@@ -95,6 +96,7 @@ class House:
             recipe=RECIPE,
             copies=FakeCopies(),
             worker="test",
+            results=results,
         )
 
     def trip(self, event: DocumentReference | Exception, attempt: int = 1) -> Trip:

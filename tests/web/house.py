@@ -166,6 +166,9 @@ class House:
                 random=Random(1),
             )
 
+        async def take_back(_: object) -> None:
+            return None
+
         return Service(
             store=self.store,
             clock=clock,
@@ -181,6 +184,7 @@ class House:
             check_model=lambda _: None,
             look=look,
             dead_letters=dead_letters,
+            take_back=take_back,
             replays=Replays(self.store, clock, replay),
         )
 

@@ -66,6 +66,7 @@ async def delete(
         raise Refused(HTTPStatus.NOT_FOUND, f"Nothing is known of a document {document_id[:200]!r}.")
     row = tombstone(document_id, known, service.clock.now())
     await service.store.write(Rows(summaries=(row,)))
+    await service.take_back(row)
     if purge:
         await service.store.purge(document_id, row.version)
     action = "documents purge" if purge else "documents delete"

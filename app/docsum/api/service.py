@@ -11,7 +11,7 @@ from typing import Protocol
 from docsum.api.publishing import BackgroundPublisher
 from docsum.api.replays import Replays
 from docsum.health import Health
-from docsum.models import Coordinates, Operation, Recipe
+from docsum.models import Coordinates, Operation, Recipe, SummaryRow
 from docsum.ports import Clock, Codec, ServiceStore
 from docsum.replay import DeadLetterRecords
 from docsum.runs import Announcer
@@ -48,6 +48,9 @@ class Service:
     check_model: Callable[[Recipe], None]
     #: One look at everything, a few seconds old at most.
     look: Callable[[], Awaitable[Health]]
+    #: Tells upstreams that the document of this tombstone is deleted, if they are told anything. Raises
+    #: BrokerUnavailable.
+    take_back: Callable[[SummaryRow], Awaitable[None]]
     #: The dead-letter topic and its decoder, for as long as it is open.
     dead_letters: Callable[[], AbstractAsyncContextManager[tuple[DeadLetterRecords, Codec]]]
     replays: Replays

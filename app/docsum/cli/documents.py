@@ -29,6 +29,7 @@ from docsum.words import clean, money
 
 if TYPE_CHECKING:
     from docsum.ports import SummaryStore
+    from docsum.settings import Settings
 
 
 Name = Annotated[str, typer.Argument(metavar="ID|PATH", help="A document id, or the path of a file.")]
@@ -187,13 +188,16 @@ def delete(
 async def _delete(text: str, purge: bool, yes: bool, json: bool) -> Code:
     from docsum.bootstrap import open_store
 
-    async with open_store(reached()) as store:
+    settings = reached()
+    async with open_store(settings) as store:
         document_id, traces = await _traced(text, store)
         if purge and not yes and not await agreed(f"{document_id}: {_told(traces)} go for good. Purge?"):
             say("Nothing was deleted.")
             return Code.OK
         row = tombstone(document_id, await store.known(document_id), datetime.now(UTC))
         await store.write(Rows(summaries=(row,)))
+        if settings.topics.summaries:
+            await _take_back(settings, row)
         if purge:
             await store.purge(document_id, row.version)
         on_its_way = [each for each in await store.document_runs(document_id) if not each.state.terminal]
@@ -203,6 +207,15 @@ async def _delete(text: str, purge: bool, yes: bool, json: bool) -> Code:
     _say_deleted(document_id, purge, traces, on_its_way)
     next_step("delete it at its source too, or the next run over it makes the summary anew")
     return Code.OK
+
+
+async def _take_back(settings: Settings, row: SummaryRow) -> None:
+    """Upstreams hold what they were told of the document."""
+    from docsum.bootstrap import open_producer
+    from docsum.kafka.results import deletion
+
+    async with open_producer(settings) as producer:
+        await producer.publish(deletion(settings.topology().summaries, row.document_id, row.version))
 
 
 async def _traced(text: str, store: SummaryStore) -> tuple[str, Traces]:

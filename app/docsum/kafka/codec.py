@@ -191,18 +191,18 @@ class _Contract:
 def _contract() -> _Contract:
     folder = files("docsum") / "schemas"
     texts = [(folder / name).read_text("utf-8") for name in SCHEMA_FILES]
-    writers = {_header(text): _plain(text) for text in texts}
-    header = _header(texts[-1])
+    writers = {single_object_header(text): plain_schema(text) for text in texts}
+    header = single_object_header(texts[-1])
     return _Contract(texts[-1], writers[header], header, writers)
 
 
-def _header(text: str) -> bytes:
+def single_object_header(text: str) -> bytes:
     """fastavro's fingerprint is hex in the byte order of the encoding, little-endian."""
     canonical = to_parsing_canonical_form(json.loads(text))
     return _SINGLE_OBJECT + bytes.fromhex(fingerprint(canonical, "CRC-64-AVRO"))
 
 
-def _plain(text: str) -> Any:
+def plain_schema(text: str) -> Any:
     """The schema without logical types: our own checks say better what is wrong, and read no local time."""
     return parse_schema(
         json.loads(text, object_hook=lambda node: {key: node[key] for key in node if key != "logicalType"})
