@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 from contextlib import AbstractAsyncContextManager, aclosing, nullcontext, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from functools import partial
 from typing import Protocol, TypeVar
 from uuid import UUID
 
@@ -45,10 +44,10 @@ class UnknownRun(DocsumError):
 
 
 class Announcer(Protocol):
-    """Publishes one document of a run."""
+    """Publishes documents of a run."""
 
-    async def __call__(self, run: Run, listed: Listed) -> datetime:
-        """The record's own timestamp, once it is acknowledged. Raises InvalidEvent or BrokerUnavailable."""
+    async def __call__(self, run: Run, listed: Sequence[Listed]) -> Sequence[datetime | DocsumError]:
+        """For each the record's own timestamp, once it is acknowledged, or why it was not published."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,24 +313,32 @@ class _Publisher:
         return await self._store.run_documents(self._run.id, document_ids)
 
     async def _queue(self, listed: Sequence[Listed]) -> None:
-        steps = (partial(self._announce, self._run, entry) for entry in listed)
-        results = await asyncio.gather(*map(self._patiently, steps), return_exceptions=True)
-        rows = []
-        errors: list[BaseException] = []
-        for entry, result in zip(listed, results, strict=True):
-            if isinstance(result, datetime):
-                rows.append(_queued(self._run.id, entry, result))
-            elif isinstance(result, InvalidEvent):
-                self._count = replace(self._count, unreadable=self._count.unreadable + 1)
-                self._complain(Unreadable(entry.document_id, str(result)))
-            else:
-                errors.append(result)
+        rows: list[RunDocumentRow] = []
+        trouble, left, begun = None, listed, self._clock.monotonic()
+        while left:
+            results = zip(left, await self._announce(self._run, left), strict=True)
+            left, trouble = [], None
+            for entry, result in results:
+                if isinstance(result, datetime):
+                    rows.append(_queued(self._run.id, entry, result))
+                elif isinstance(result, InvalidEvent):
+                    self._count = replace(self._count, unreadable=self._count.unreadable + 1)
+                    self._complain(Unreadable(entry.document_id, str(result)))
+                else:
+                    left.append(entry)
+                    trouble = result
+            if trouble is not None:
+                tired = self._clock.monotonic() - begun > PATIENCE.total_seconds()
+                if tired or not isinstance(trouble, BrokerUnavailable):
+                    break
+                self._tell(replace(self._count, waiting=str(trouble)))
+                await self._clock.sleep(PAUSE.total_seconds())
         if rows:
             await self._store.write(Rows(run_documents=tuple(rows)))
         self._behind = (self._behind or 0) + len(rows)
         self._count = replace(self._count, announced=self._count.announced + len(rows))
-        if errors:
-            raise errors[0]
+        if trouble is not None:
+            raise trouble
 
     async def _patiently(self, step: Callable[[], Awaitable[T]]) -> T:
         started = self._clock.monotonic()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -13,7 +13,7 @@ from typing import Any
 from docsum.api.publishing import BackgroundPublisher
 from docsum.api.replays import Replays
 from docsum.api.service import Service
-from docsum.errors import BrokerUnavailable, ConfigurationError, ModelUnknown, SourceNotAllowed
+from docsum.errors import BrokerUnavailable, ConfigurationError, DocsumError, ModelUnknown, SourceNotAllowed
 from docsum.health import Health, Stored, ask
 from docsum.models import (
     Backlog,
@@ -47,19 +47,17 @@ class FakeAnnouncer:
     events: list[tuple[Listed, Operation, bool]] = field(default_factory=list)
     down: bool = False
 
-    async def __call__(self, run: Run, listed: Listed) -> datetime:
-        self._refuse()
-        self.runs.append((run, listed))
-        return self.clock.now()
+    async def __call__(self, run: Run, listed: Sequence[Listed]) -> list[datetime | DocsumError]:
+        if self.down:
+            return [BrokerUnavailable("Kafka at broker:9092 does not answer.") for _ in listed]
+        self.runs += [(run, entry) for entry in listed]
+        return [self.clock.now() for _ in listed]
 
     async def live(self, listed: Listed, operation: Operation, *, force: bool) -> tuple[str, Coordinates]:
-        self._refuse()
-        self.events.append((listed, operation, force))
-        return f"event-{len(self.events)}", Coordinates("docsum.documents", 3, len(self.events) - 1)
-
-    def _refuse(self) -> None:
         if self.down:
             raise BrokerUnavailable("Kafka at broker:9092 does not answer.")
+        self.events.append((listed, operation, force))
+        return f"event-{len(self.events)}", Coordinates("docsum.documents", 3, len(self.events) - 1)
 
 
 @dataclass

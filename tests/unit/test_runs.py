@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from uuid import UUID, uuid4
 
 import pytest
 
-from docsum.errors import BrokerUnavailable, InvalidEvent, StoreUnavailable
+from docsum.errors import BrokerUnavailable, DocsumError, InvalidEvent, StoreUnavailable
 from docsum.models import (
     Control,
     ControlState,
@@ -50,20 +50,23 @@ def documents(*names: str) -> Iterator[Entry]:
 
 @dataclass
 class Recorder:
-    """Announces to a list; raises what was prepared for a document, once each."""
+    """Announces to a list; answers what was prepared for a document, once each."""
 
     clock: FakeClock
     seen: list[str] = field(default_factory=list)
-    errors: dict[str, list[Exception]] = field(default_factory=dict)
+    errors: dict[str, list[DocsumError]] = field(default_factory=dict)
     blocked: asyncio.Event | None = None
     published_at: datetime | None = None
 
-    async def __call__(self, run: Run, listed: Listed) -> datetime:
+    async def __call__(self, run: Run, listed: Sequence[Listed]) -> list[datetime | DocsumError]:
         if self.blocked is not None:
             await self.blocked.wait()
-        if self.errors.get(listed.document_id):
-            raise self.errors[listed.document_id].pop(0)
-        self.seen.append(listed.document_id)
+        return [self._announced(entry.document_id) for entry in listed]
+
+    def _announced(self, document_id: str) -> datetime | DocsumError:
+        if self.errors.get(document_id):
+            return self.errors[document_id].pop(0)
+        self.seen.append(document_id)
         return self.published_at or self.clock.now()
 
 
@@ -137,7 +140,7 @@ async def test_a_queued_row_that_comes_late_hides_nothing(
     run, recorder.published_at = a_run(), START
     later = RunDocumentRow(run.id, "a", State.RETRYING, "", 1, "timeout", "", START + timedelta(seconds=1))
 
-    async def worked_on_at_once(run: Run, listed: Listed) -> datetime:
+    async def worked_on_at_once(run: Run, listed: Sequence[Listed]) -> list[datetime | DocsumError]:
         await store.write(Rows(run_documents=(later,)))
         return await recorder(run, listed)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -94,8 +94,8 @@ class Records:
 class Announcer:
     """Kafka, as far as runs know it."""
 
-    async def __call__(self, run: Run, listed: Listed) -> datetime:
-        return START
+    async def __call__(self, run: Run, listed: Sequence[Listed]) -> list[datetime | DocsumError]:
+        return [START for _ in listed]
 
     async def live(self, listed: Listed, operation: Operation, *, force: bool) -> tuple[str, Coordinates]:
         return "event", Coordinates("docsum.documents", 0, 0)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
+from docsum.errors import DocsumError
 from docsum.kafka.codec import Event, EventCodec, new_event
 from docsum.kafka.producer import KafkaProducer
 from docsum.models import Coordinates, Operation, RecordCopy, Run, from_ms, to_ms
@@ -23,11 +26,19 @@ class Announcer:
     topology: Topology
     clock: Clock
 
-    async def __call__(self, run: Run, listed: Listed) -> datetime:
-        event = _event(listed, run_id=run.id, force=run.force)
-        published_ms = to_ms(self.clock.now())
-        await self._send(event, self.topology.lane_topic(run.lane), published_ms)
-        return from_ms(published_ms)
+    async def __call__(self, run: Run, listed: Sequence[Listed]) -> Sequence[datetime | DocsumError]:
+        """All are handed over before the first is waited for; no task for each, which would take as long."""
+        topic, published_ms = self.topology.lane_topic(run.lane), to_ms(self.clock.now())
+        sent: list[asyncio.Future[Coordinates] | DocsumError] = []
+        for entry in listed:
+            try:
+                sent.append(
+                    await self._submit(_event(entry, run_id=run.id, force=run.force), topic, published_ms)
+                )
+            except DocsumError as error:
+                sent.append(error)
+        moment = from_ms(published_ms)
+        return [each if isinstance(each, DocsumError) else await _acknowledged(each, moment) for each in sent]
 
     async def live(self, listed: Listed, operation: Operation, *, force: bool) -> tuple[str, Coordinates]:
         """The event's id and where it is, once acknowledged. Raises InvalidEvent or BrokerUnavailable."""
@@ -35,9 +46,20 @@ class Announcer:
         return event.event_id, await self._send(event, self.topology.documents, to_ms(self.clock.now()))
 
     async def _send(self, event: Event, topic: str, published_ms: int) -> Coordinates:
+        return await (await self._submit(event, topic, published_ms))
+
+    async def _submit(self, event: Event, topic: str, published_ms: int) -> asyncio.Future[Coordinates]:
         value = await self.codec.encode(event, topic)
         record = RecordCopy(topic, None, event.document_id.encode(), value, ())
-        return await (await self.producer.submit(record, timestamp_ms=published_ms))
+        return await self.producer.submit(record, timestamp_ms=published_ms)
+
+
+async def _acknowledged(record: asyncio.Future[Coordinates], moment: datetime) -> datetime | DocsumError:
+    try:
+        await record
+    except DocsumError as error:
+        return error
+    return moment
 
 
 def _event(

@@ -136,6 +136,9 @@ class KafkaProducer:
         Raises BrokerUnavailable, and so does the future. `timestamp_ms` is the record's own, None = now.
         """
         future: asyncio.Future[Coordinates] = asyncio.get_running_loop().create_future()
+        known = copy.partition is None and copy.topic in self._counts
+        if known and not self._turn.locked() and self._produce(copy, _BY_KEY, timestamp_ms, future):
+            return future  # the usual way: nobody waits before us
         async with self._turn:
             partition = await self._partition(copy)
             while not self._produce(copy, partition, timestamp_ms, future):
