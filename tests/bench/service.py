@@ -1,6 +1,7 @@
 """The HTTP API as its users wait for it: what a request takes while workers are at work.
 
-accept    POST /v1/runs with a folder of 20 documents as the source, one after the other
+accept    POST /v1/runs with a folder of 20 documents as the source, one every quarter of a second
+burst     the same, one right after the other: the work that they make is behind them
 inline    POST /v1/runs with 1,000 references in the body
 upload    POST /v1/runs/ID/documents with 50,000 lines
 look      GET /v1/runs/ID of the run that was uploaded, while its documents are summarised
@@ -33,6 +34,7 @@ from tests.support.api_process import ApiProcess
 
 _FEW = 20  # documents of a folder that is listed
 _INLINE = 1_000
+_PAUSE = 0.25  # seconds
 MODEL = "claude-haiku-5-5"
 
 
@@ -57,9 +59,12 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, object]:
 
 def _requests(options: argparse.Namespace, api: ApiProcess, documents: Path) -> dict[str, object]:
     found: dict[str, object] = {}
-    accept = list(_timed(options.requests, lambda: _post(api, "/v1/runs", {"source": str(documents)})))
-    found["accept"] = accept
-    say(f"accept: {_shown(accept)}")
+    for name, pause in (("accept", _PAUSE), ("burst", 0.0)):
+        taken = list(
+            _timed(options.requests, lambda: _post(api, "/v1/runs", {"source": str(documents)}), pause)
+        )
+        found[name] = taken
+        say(f"{name}: {_shown(taken)}")
     inline = {"documents": [_reference(number) for number in range(_INLINE)]}
     found["inline"] = list(_timed(10, lambda: _post(api, "/v1/runs", inline)))
     say(f"inline: {_shown(found['inline'])}")  # type: ignore[arg-type]  # it was just put there
@@ -77,12 +82,13 @@ def _requests(options: argparse.Namespace, api: ApiProcess, documents: Path) -> 
     return found
 
 
-def _timed(times: int, ask: Callable[[], object]) -> Iterator[float]:
-    """Milliseconds of each of so many requests, one after the other."""
+def _timed(times: int, ask: Callable[[], object], pause: float = 0.0) -> Iterator[float]:
+    """Milliseconds of each of so many requests, one after the other, with so many seconds between them."""
     for _ in range(times):
         began = time.perf_counter()
         ask()
         yield 1_000 * (time.perf_counter() - began)
+        time.sleep(pause)
 
 
 def _post(api: ApiProcess, path: str, body: object) -> dict[str, Any]:  # Any: JSON
