@@ -25,6 +25,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--outage-documents", help="documents of an outage test, 10000 for the full size")
     parser.addoption("--outage-seconds", help="how long its outage lasts, 600 for the full size")
     parser.addoption("--api-requests", default="1000", help="made-up requests to the API, 5000 in full")
+    parser.addoption(
+        "--ingest-files", default="60", help="files of the folder that is followed, 1000 in full"
+    )
+    parser.addoption("--ingest-seed", default="1", help="seed of what happens to them")
     parser.addoption("--held-documents", default="1000", help="documents of a paused run in the held topic")
 
 

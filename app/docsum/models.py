@@ -656,6 +656,18 @@ class WebhookAnswer:
 
 
 @dataclass(frozen=True, slots=True)
+class Cursor:
+    """What `docsum ingest` has announced last of one document of a source."""
+
+    source: str
+    document_id: str
+    source_version: str
+    scan: int  # the look at the source that saw it last, see `ingest.Ingester`: a later one counts
+    seen_at: datetime
+    gone: bool = False  # its deletion was announced
+
+
+@dataclass(frozen=True, slots=True)
 class DocumentCost:
     """What the calls for one document of a run have cost, and how long they took."""
 

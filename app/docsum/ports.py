@@ -21,6 +21,7 @@ from docsum.models import (
     Coordinates,
     CostBy,
     Costs,
+    Cursor,
     DeadLetterFilter,
     DeadLetterGroup,
     DeadLetterRow,
@@ -288,6 +289,27 @@ class ServiceStore(SummaryStore, Protocol):
 
     async def save_webhook_delivery(self, delivery: WebhookDelivery) -> None:
         """Upsert, newest `changed_at` wins."""
+
+
+class CursorStore(Protocol):
+    """What `docsum ingest` remembers of the sources that it has announced."""
+
+    async def cursors(self, source: str, document_ids: Sequence[str]) -> Mapping[str, Cursor]:
+        """The rows of these documents, those that are gone included."""
+
+    async def save_cursors(self, rows: Sequence[Cursor]) -> None:
+        """Upsert by source and document, the latest scan wins; returns when durable."""
+
+    async def count_cursors(self, source: str, before: int | None = None, *, within: str = "") -> int:
+        """Documents that are not gone; `before`: no scan from this one on has seen them.
+
+        `within`: only the document of that id, and those whose ids go on with a slash after it.
+        """
+
+    async def cursors_before(
+        self, source: str, before: int, after: str, limit: int, *, within: str = ""
+    ) -> Sequence[Cursor]:
+        """A page of those, by document id."""
 
 
 class Publisher(Protocol):

@@ -27,7 +27,8 @@ from docsum.models import (
     WebhookDelivery,
 )
 from docsum.ports import Clock, SummaryStore
-from docsum.sources import Entry, Listed, Unreadable, batches, limited
+from docsum.reading_ahead import batches
+from docsum.sources import Entry, Listed, Unreadable, limited
 
 T = TypeVar("T")
 

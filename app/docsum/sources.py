@@ -8,11 +8,9 @@ nothing escaped, a web page's its address.
 from __future__ import annotations
 
 import os
-import queue
 import re
 import stat
-import threading
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -63,6 +61,7 @@ class Listed:
     size_bytes: int | None = None
     title: str | None = None
     attributes: Mapping[str, str] = field(default_factory=dict)
+    modified_ns: int | None = field(default=None, compare=False)  # of a file, since 1970
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +78,8 @@ class Unreadable:
 
     where: str  # a path, or `line 17`
     problem: str
+    document_id: str = ""  # of a document that is there, and cannot be read
+    hides: bool = False  # documents may be there that were not listed
 
 
 Entry = Listed | Ignored | Unreadable
@@ -92,6 +93,8 @@ class Source:
     place: str  # a folder, `s3://bucket/prefix` or a web address: what it lists lies there
     entries: Callable[[], Iterator[Entry]]  # lists from the start; standard input only once
     manifest: bool = False  # its documents may be anywhere; plain paths are read from its place
+    #: What it lists at a path of its place, which may be a folder; None: nothing there can be watched.
+    below: Callable[[str], Iterator[Entry]] | None = None
 
     @property
     def repeatable(self) -> bool:
@@ -121,7 +124,9 @@ class Lister:
         path = _path_of(text)
         if path.is_dir():
             folder = os.path.realpath(path)
-            return Source(folder, folder, lambda: self._files(_walk(folder)))
+            return Source(
+                folder, folder, lambda: self._files(_walk(folder)), below=self._below(folder, _everything)
+            )
         if path.is_file():
             return self._file(path)
         if _MAGIC.search(str(path)):
@@ -132,7 +137,12 @@ class Lister:
         folder = os.path.realpath(path.parent)
         name = f"{folder.rstrip('/')}/{path.name}"  # a file that is a link keeps its own name
         if path.suffix.lower() not in MANIFESTS:
-            return Source(name, folder, lambda: iter([self._of_file(name)]))
+            return Source(
+                name,
+                folder,
+                lambda: iter([self._of_file(name)]),
+                below=self._below(folder, lambda rest: rest == path.name),
+            )
         with path.open("rb") as stream:
             read_head(stream, path.name)  # says now whether it is a manifest at all
         return Source(name, folder, lambda: self._manifest(name, folder), manifest=True)
@@ -151,7 +161,8 @@ class Lister:
                 if not isinstance(entry, os.DirEntry) or matches(os.path.relpath(entry.path, folder)):
                     yield entry
 
-        return Source(f"{folder.rstrip('/')}/{'/'.join(rest)}", folder, lambda: self._files(found()))
+        name = f"{folder.rstrip('/')}/{'/'.join(rest)}"
+        return Source(name, folder, lambda: self._files(found()), below=self._below(folder, matches))
 
     def _bucket(self, url: str) -> Source:
         """As with files, a key that looks like a pattern is the object of that name, where there is one."""
@@ -186,6 +197,28 @@ class Lister:
 
     # -- entries ---------------------------------------------------------------------------------------
 
+    def _below(self, folder: str, matches: Callable[[str], object]) -> Callable[[str], Iterator[Entry]]:
+        """Of a path within the folder what `entries` would list there, and nothing of what it would not."""
+
+        def found(path: str) -> Iterator[os.DirEntry[str] | Ignored | Unreadable]:
+            for entry in _walk(path):
+                if not isinstance(entry, os.DirEntry) or matches(os.path.relpath(entry.path, folder)):
+                    yield entry
+
+        def below(path: str) -> Iterator[Entry]:
+            rest = os.path.relpath(path, folder)
+            parts = [] if rest == "." else rest.split("/")
+            if any(part.startswith(".") for part in parts):
+                return  # hidden, or not within
+            if parts and os.path.realpath(os.path.dirname(path)) != os.path.dirname(path):  # noqa: PTH120
+                return  # links to folders are not followed
+            if stat.S_ISDIR(_mode(path)):
+                yield from self._files(found(path))
+            elif matches(rest):
+                yield self._of_file(path)
+
+        return below
+
     def _files(self, found: Iterable[os.DirEntry[str] | Ignored | Unreadable]) -> Iterator[Entry]:
         for entry in found:
             yield self._of_file(entry.path) if isinstance(entry, os.DirEntry) else entry
@@ -194,10 +227,11 @@ class Lister:
         try:
             status = Path(path).stat()
         except FileNotFoundError:
-            link = Path(path).is_symlink()
-            return Unreadable(path, "the link points to nothing" if link else "it has just gone")
+            if Path(path).is_symlink():
+                return Unreadable(path, "the link points to nothing", file_id(path))
+            return Unreadable(path, "it has just gone")
         except OSError as error:
-            return Unreadable(path, _reason(error))
+            return Unreadable(path, _reason(error), file_id(path))
         if stat.S_ISDIR(status.st_mode):
             return Ignored(path, "a link to a folder")
         if not stat.S_ISREG(status.st_mode):
@@ -208,6 +242,7 @@ class Lister:
             self.now(),
             source_version=self.file_version(status),
             size_bytes=status.st_size,
+            modified_ns=status.st_mtime_ns,
         )
 
     def _manifest(self, name: str, folder: str) -> Iterator[Entry]:
@@ -219,7 +254,7 @@ class Lister:
             if isinstance(line, Line):
                 yield self._of_line(line, folder)
             else:
-                yield Unreadable(f"line {number}", line.problem)
+                yield Unreadable(f"line {number}", line.problem, hides=True)
 
     def _of_line(self, line: Line, folder: str) -> Listed:
         path = _local_path(line.uri, folder)
@@ -333,7 +368,19 @@ def _sorted_entries(folder: str) -> Iterator[os.DirEntry[str] | Unreadable]:
             while part := sorted(islice(scan, SORTED_AT_ONCE), key=lambda entry: entry.name):
                 yield from part
     except OSError as error:
-        yield Unreadable(folder, _reason(error))
+        yield Unreadable(folder, _reason(error), hides=True)
+
+
+def _mode(path: str) -> int:
+    """Of the path itself, not of what a link leads to; 0 where there is nothing."""
+    try:
+        return os.lstat(path).st_mode
+    except OSError:
+        return 0
+
+
+def _everything(_rest: str) -> bool:
+    return True
 
 
 def _matcher(pattern: str) -> Callable[[str], object]:
@@ -362,62 +409,3 @@ def _matcher(pattern: str) -> Callable[[str], object]:
 
 def _reason(error: OSError) -> str:
     return (error.strerror or str(error)).lower()
-
-
-# -- reading ahead -----------------------------------------------------------------------------------------
-
-
-async def batches(items: Iterator[T], size: int) -> AsyncGenerator[list[T], None]:
-    """What a blocking iterator gives, as soon as there is something, in lists of at most `size`.
-
-    A daemon thread reads at most `size` items ahead: a silent pipe or a hanging mount never holds up Ctrl-C.
-    """
-    import asyncio  # not for everyone who only names a source: it takes a while
-
-    loop, some = asyncio.get_running_loop(), asyncio.Event()
-    ready: queue.Queue[T] = queue.Queue(size)
-    ended: list[BaseException | None] = []
-    stop = threading.Event()
-
-    def wake() -> None:
-        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            loop.call_soon_threadsafe(some.set)
-
-    def read() -> None:
-        try:
-            for item in items:
-                while not stop.is_set():
-                    with suppress(queue.Full):
-                        ready.put(item, timeout=0.2)
-                        break
-                if stop.is_set():
-                    return
-                if not some.is_set():
-                    wake()
-            ended.append(None)
-        except BaseException as error:  # handed to the reader below, whatever it is
-            ended.append(error)
-        wake()
-
-    threading.Thread(target=read, name="docsum-listing", daemon=True).start()
-    try:
-        while True:
-            await some.wait()
-            some.clear()
-            last = list(ended)  # looked at before the queue is emptied: nothing follows after it
-            while batch := _take(ready, size):
-                yield batch
-            if last:
-                if last[0] is not None:
-                    raise last[0]
-                return
-    finally:
-        stop.set()
-
-
-def _take(ready: queue.Queue[T], size: int) -> list[T]:
-    batch: list[T] = []
-    with suppress(queue.Empty):
-        while len(batch) < size:
-            batch.append(ready.get_nowait())
-    return batch

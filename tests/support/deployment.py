@@ -286,10 +286,11 @@ class Fleet(Deployment):
         batch: Batch | None = None,
         registry: str = "",
         summaries: bool = False,
+        inputs: tuple[str, ...] = (),
     ) -> None:
         """`delays` of the retry topics, in seconds; `registry`: the address of a schema registry.
 
-        `summaries`: whether upstreams are told of results.
+        `summaries`: whether upstreams are told of results; `inputs`: topics of others, which exist.
         """
         self.folder = folder
         self.model = model
@@ -306,7 +307,7 @@ class Fleet(Deployment):
                 batch_group_id=f"{prefix}-batch",
                 schema_registry_url=registry,
             ),
-            topics=Topics(prefix=prefix, partitions=partitions, summaries=summaries),
+            topics=Topics(prefix=prefix, partitions=partitions, inputs=inputs, summaries=summaries),
             clickhouse=direct.model_copy(update={"url": self.store_proxy.url}),
             model=Model(name=MODEL, api_key=SecretStr("a-key"), base_url=model.url),
             limits=limits or Limits(),

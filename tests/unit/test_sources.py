@@ -13,6 +13,7 @@ import pytest
 
 from docsum.fetchers.file import file_version, path_of
 from docsum.manifests import LONGEST_LINE, NoManifest
+from docsum.reading_ahead import batches
 from docsum.sources import (
     Entry,
     Ignored,
@@ -21,7 +22,6 @@ from docsum.sources import (
     Now,
     Unreadable,
     UnusableSource,
-    batches,
     file_id,
     file_uri,
     limited,
@@ -90,7 +90,8 @@ def test_a_link_to_a_folder_is_not_followed(folder: Path) -> None:
 
 def test_a_link_to_nothing_is_told(folder: Path) -> None:
     (folder / "gone.txt").symlink_to(folder / "nowhere")
-    assert Unreadable(str(folder / "gone.txt"), "the link points to nothing") in entries(folder)
+    path = str(folder / "gone.txt")
+    assert Unreadable(path, "the link points to nothing", file_id(path)) in entries(folder)
 
 
 def test_a_named_pipe_is_no_document(folder: Path) -> None:

@@ -29,6 +29,7 @@ interrupted.
 COMMANDS = {
     "demo": ("demo", "Summarise the samples, free of charge, on this machine."),
     "run": ("run", "Summarise every document of a source."),
+    "ingest": ("ingest", "Announce what is new in a source, and follow it."),
     "runs": ("runs", "Runs: list, show, watch, pause, resume, cancel."),
     "pause": ("controls", "Stop taking work, everywhere."),
     "resume": ("controls", "Take work again."),

@@ -16,7 +16,8 @@ from docsum.errors import Disposition, DocsumError, Scanned, row_of
 from docsum.models import Answer, DocumentReference, Known, Recipe
 from docsum.pipeline import MOST_SCANNED_BYTES, MOST_SCANNED_PAGES
 from docsum.quote import Reading, StratifiedSample, Stratum, Tally, weight_of
-from docsum.sources import Entry, Listed, Source, Unreadable, batches, limited
+from docsum.reading_ahead import batches
+from docsum.sources import Entry, Listed, Source, Unreadable, limited
 from docsum.summarisers import chunking, prompt
 from docsum.summarisers.prompt import Request
 

@@ -20,7 +20,8 @@ from docsum.cli.output import WrongUsage, say
 from docsum.cli.quoting import cost_of, paid_instead
 from docsum.models import Lane, Summary, Usage
 from docsum.quote import Cost, Count, Estimate, Reading, Reservoir, Stratum, Tally, projected, weight_of
-from docsum.sources import Listed, Source, Unreadable, batches
+from docsum.reading_ahead import batches
+from docsum.sources import Listed, Source, Unreadable
 
 if TYPE_CHECKING:
     from docsum.ports import SummaryStore

@@ -1,7 +1,8 @@
 """The event: record bytes to a checked reference, and a new event to bytes.
 
 Three encodings, told apart by the first bytes: Confluent framing (`00`), Avro single-object encoding
-(`C3 01`) and JSON (`{`). A null value deletes the record's key. What is wrong is said in one sentence.
+(`C3 01`) and JSON (`{`), which may also be an S3 event notification. A null value deletes the record's key.
+What is wrong is said in one sentence.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from fastavro import parse_schema, schemaless_reader, schemaless_writer
 from fastavro.schema import fingerprint, to_parsing_canonical_form
 
 from docsum.errors import ConfigurationError, InvalidEvent
+from docsum.kafka import notifications
 from docsum.kafka.schema_registry import SchemaRegistry
 from docsum.models import Delivery, DocumentReference, Operation, event_version, from_ms, to_ms
 
@@ -128,6 +130,8 @@ class EventCodec:
             fields = await self._framed(value)
         elif value.startswith(b"{"):
             fields = _json(value)
+            if notifications.is_notification(fields):
+                fields = notifications.event_fields(fields)
         else:
             raise InvalidEvent(
                 "The value is empty." if not value else "The value is neither Avro (00, C3 01) nor JSON ({)."

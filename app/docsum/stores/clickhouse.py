@@ -31,6 +31,7 @@ from docsum.models import (
     Coordinates,
     CostBy,
     Costs,
+    Cursor,
     DeadLetterFilter,
     DeadLetterGroup,
     DeadLetterRow,
@@ -51,7 +52,7 @@ from docsum.models import (
     WorkerStatus,
 )
 from docsum.settings import ClickHouse
-from docsum.stores import batches, costs, dead_letters, migrate, purge, service
+from docsum.stores import batches, costs, cursors, dead_letters, migrate, purge, service
 from docsum.stores.connection import CUT_BODY, code_of, connect, translated
 from docsum.stores.controls import Controls
 from docsum.stores.group_commit import GroupCommit
@@ -62,6 +63,7 @@ from docsum.stores.tables import (
     BATCH_ITEMS,
     BATCHES,
     CONTROLS,
+    CURSORS,
     DEATHS,
     RUN_DOCUMENT_COLUMNS,
     RUNS,
@@ -141,7 +143,7 @@ WHERE database = currentDatabase() AND table = {table:String}"""
 
 
 class ClickHouseStore:
-    """The ports `SummaryStore` and `ServiceStore`.
+    """The ports `SummaryStore`, `ServiceStore` and `CursorStore`.
 
     To be entered on the event loop that uses it; needs tables: see `check`.
     """
@@ -446,6 +448,23 @@ class ClickHouseStore:
 
     async def save_webhook_delivery(self, delivery: WebhookDelivery) -> None:
         await self._insert_rows(WEBHOOKS, (delivery,), uuid4().hex)
+
+    # -- for `docsum ingest` -------------------------------------------------------------------------------
+
+    async def cursors(self, source: str, document_ids: Sequence[str]) -> Mapping[str, Cursor]:
+        return await cursors.of(self._query, source, document_ids)
+
+    async def save_cursors(self, rows: Sequence[Cursor]) -> None:
+        if rows:
+            await self._insert_rows(CURSORS, rows, uuid4().hex)
+
+    async def count_cursors(self, source: str, before: int | None = None, *, within: str = "") -> int:
+        return await cursors.count(self._query, source, before, within)
+
+    async def cursors_before(
+        self, source: str, before: int, after: str, limit: int, *, within: str = ""
+    ) -> Sequence[Cursor]:
+        return await cursors.page(self._query, source, before, after, limit, within=within)
 
     async def _ask_known(self, keys: Sequence[str]) -> Mapping[str, Known]:
         return {values[0]: known_of(values[1:]) for values in await self._query(_KNOWN, keys=keys)}

@@ -23,6 +23,7 @@ from docsum.models import (
     CostBy,
     CostLine,
     Costs,
+    Cursor,
     DeadLetterFilter,
     DeadLetterGroup,
     DeadLetterRow,
@@ -54,7 +55,7 @@ def _now() -> datetime:
 
 
 class MemoryStore:
-    """The ports `SummaryStore` and `ServiceStore`.
+    """The ports `SummaryStore`, `ServiceStore` and `CursorStore`.
 
     The newest version of a key is kept; of equal ones the last written.
     """
@@ -73,6 +74,7 @@ class MemoryStore:
         self._audit: list[AuditRow] = []
         self._tokens: dict[str, Token] = {}
         self._webhooks: dict[str, WebhookDelivery] = {}
+        self.cursor_rows: dict[tuple[str, str], Cursor] = {}
         self.batch_rows: dict[str, Batch] = {}
         self.batch_items: dict[tuple[str, str], BatchItem] = {}
         self.unavailable_since: datetime | None = None
@@ -464,6 +466,34 @@ class MemoryStore:
         stored = self._webhooks.get(delivery.message_id)
         if stored is None or delivery.changed_at >= stored.changed_at:
             self._webhooks[delivery.message_id] = delivery
+
+    # -- for `docsum ingest` -------------------------------------------------------------------------------
+
+    async def cursors(self, source: str, document_ids: Sequence[str]) -> Mapping[str, Cursor]:
+        wanted = {name: self.cursor_rows.get((source, name)) for name in document_ids}
+        return {name: row for name, row in wanted.items() if row is not None}
+
+    async def save_cursors(self, rows: Sequence[Cursor]) -> None:
+        for row in rows:
+            stored = self.cursor_rows.get((row.source, row.document_id))
+            if stored is None or row.scan >= stored.scan:
+                self.cursor_rows[row.source, row.document_id] = row
+
+    async def count_cursors(self, source: str, before: int | None = None, *, within: str = "") -> int:
+        return len(self._living(source, before, within))
+
+    async def cursors_before(
+        self, source: str, before: int, after: str, limit: int, *, within: str = ""
+    ) -> Sequence[Cursor]:
+        return [row for row in self._living(source, before, within) if row.document_id > after][:limit]
+
+    def _living(self, source: str, before: int | None, within: str) -> list[Cursor]:
+        return [
+            row
+            for (where, name), row in sorted(self.cursor_rows.items())
+            if where == source and not row.gone and (before is None or row.scan < before)
+            if not within or name == within or name.startswith(f"{within}/")
+        ]
 
     def _read(self, run: Run) -> Run:
         """A publisher that has been silent reads as interrupted."""

@@ -19,6 +19,7 @@ from docsum.models import (
     Control,
     ControlState,
     Coordinates,
+    Cursor,
     DeadLetterRow,
     Death,
     DeliveryState,
@@ -757,6 +758,27 @@ def batch_item_of(values: Values) -> BatchItem:
     return BatchItem(*values[2:], *values[:2])
 
 
+# -- ingest ------------------------------------------------------------------------------------------------
+
+
+def _cursor_values(row: Cursor) -> Values:
+    return (
+        utf8(row.source),
+        utf8(row.document_id),
+        utf8(row.source_version),
+        row.scan,
+        row.seen_at,
+        row.gone,
+    )
+
+
+CURSORS = Table(
+    "ingest_cursor_versions",
+    ("source", "document_id", "source_version", "scan", "seen_at", "gone"),
+    _cursor_values,
+)
+
+
 # -- together ----------------------------------------------------------------------------------------------
 
 TABLES: tuple[Table[Any], ...] = (  # Any: each table has its own row type
@@ -774,6 +796,7 @@ TABLES: tuple[Table[Any], ...] = (  # Any: each table has its own row type
     BATCH_ITEMS,
     TOKENS,
     WEBHOOKS,
+    CURSORS,
 )
 VIEWS = (
     "answers",
@@ -789,6 +812,7 @@ VIEWS = (
     "worker_deaths",
     "tokens",
     "webhook_deliveries",
+    "ingest_cursors",
 )
 
 
