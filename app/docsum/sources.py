@@ -212,9 +212,10 @@ class Lister:
                 return  # hidden, or not within
             if parts and os.path.realpath(os.path.dirname(path)) != os.path.dirname(path):  # noqa: PTH120
                 return  # links to folders are not followed
-            if stat.S_ISDIR(_mode(path)):
+            mode = _mode(path)
+            if stat.S_ISDIR(mode):
                 yield from self._files(found(path))
-            elif matches(rest):
+            elif mode and matches(rest):
                 yield self._of_file(path)
 
         return below

@@ -346,6 +346,7 @@ async def test_a_changed_path_is_announced_and_a_gone_one_deleted(tmp_path: Path
     await following.look_at([str(tmp_path / name) for name in ("a.txt", "b.txt", "d.txt", "c.txt")])
     assert world.announced.take() == [("DELETE", "b.txt"), ("UPSERT", "a.txt"), ("UPSERT", "d.txt")]
     assert following.count == Ingested(listed=3, new=4, changed=1, deleted=1)
+    assert world.passed_over == []  # what is gone is no trouble
     await following.look()
     assert world.announced.take() == []
 
