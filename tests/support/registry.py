@@ -18,6 +18,7 @@ class Registry(BaseHTTPRequestHandler):
     url: ClassVar[str]
     schemas: ClassVar[dict[tuple[str, str], int]]
     compatibility: ClassVar[dict[str, str]]
+    level: ClassVar[str]  # where a subject says nothing
     reads: ClassVar[list[int]]
     failure: ClassVar[tuple[int, Any] | None]
 
@@ -35,10 +36,25 @@ class Registry(BaseHTTPRequestHandler):
 
     def do_PUT(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.compatibility[self.path.split("/")[2].partition("?")[0]] = body["compatibility"]
+        if subject := self._subject():
+            self.compatibility[subject] = body["compatibility"]
+        else:
+            type(self).level = body["compatibility"]
         self._answer(200, body)
 
+    def _subject(self) -> str:
+        """Of a configuration; empty for that of everything."""
+        return self.path.partition("?")[0].removeprefix("/config").removeprefix("/")
+
     def do_GET(self) -> None:
+        if self.path.startswith("/config"):
+            subject = self._subject()
+            level = self.compatibility.get(subject) if subject else self.level
+            if level is None:
+                self._answer(404, {"error_code": 40408, "message": "Subject has no level of its own"})
+            else:
+                self._answer(200, {"compatibilityLevel": level})
+            return
         number = int(self.path.rpartition("/")[2].partition("?")[0])
         self.reads.append(number)
         for (_, text), found in self.schemas.items():
@@ -67,6 +83,7 @@ def schema_registry() -> Iterator[type[Registry]]:
     class Fresh(Registry):
         schemas: ClassVar = {}
         compatibility: ClassVar = {}
+        level: ClassVar = "NONE"  # as Apicurio's
         reads: ClassVar = []
         failure: ClassVar = None
 

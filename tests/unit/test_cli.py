@@ -107,7 +107,7 @@ def test_help_lists_every_command_but_the_hidden_one(capsys: pytest.CaptureFixtu
         *(name for name in COMMANDS if name != "model-server"),
         *("runs ls", "runs show", "runs watch", "runs resume", "documents show", "documents delete"),
         "config show",
-        *("setup topics", "setup store"),
+        *("setup topics", "setup store", "setup schemas"),
     ],
 )
 def test_the_help_of_every_command_teaches(capsys: pytest.CaptureFixture[str], command: str) -> None:

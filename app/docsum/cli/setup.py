@@ -1,4 +1,4 @@
-"""`docsum setup`: topics and tables, made, checked, or printed for a team's own tooling."""
+"""`docsum setup`: topics, tables and schemas, made, checked, or printed for a team's own tooling."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ _FORMS: dict[str, Literal["kafka", "strimzi"]] = {"kafka": "kafka", "strimzi": "
 def register(app: typer.Typer, name: str) -> None:
     """Adds `docsum setup ...`."""
     group = typer.Typer(
-        help="Make or check what docsum needs in Kafka and ClickHouse. Safe to run again.",
+        help="Make or check what docsum needs in Kafka, ClickHouse and the registry. Safe to run again.",
         rich_markup_mode=None,
         no_args_is_help=True,
     )
     group.command("topics")(topics)
     group.command("store")(store)
+    group.command("schemas")(schemas)
     app.add_typer(group, name=name)
 
 
@@ -112,3 +113,36 @@ async def _store(check: bool) -> Code:
     except StoreMisconfigured as error:
         return _checked([str(error)], "", "store")
     return _checked([], "The tables are as they should be.", "store")
+
+
+def schemas(check: Check = False) -> None:
+    """Our schemas in the schema registry, where one is configured; workers write with them.
+
+    Each is registered under `<topic>-value` with compatibility FULL_TRANSITIVE: a replayed event may be older
+    or newer than its reader. A registry that asks for nothing, as Apicurio's default, then asks for the same.
+
+    \b
+      docsum setup schemas
+      docsum setup schemas --check
+    """
+    finish(_schemas(check))
+
+
+async def _schemas(check: bool) -> Code:
+    from contextlib import aclosing
+
+    from docsum.kafka import schemas
+    from docsum.kafka.schema_registry import SchemaRegistry
+
+    settings = reached()
+    url, topology = settings.kafka.schema_registry_url, settings.topology()
+    if not url:
+        say("No DOCSUM_KAFKA__SCHEMA_REGISTRY_URL is set: what is written needs no registry.")
+        return Code.OK
+    async with aclosing(SchemaRegistry(url)) as registry:
+        if check:
+            return _checked(await schemas.check(registry, topology), "The schemas are registered.", "schemas")
+        for line in await schemas.setup(registry, topology) or ["Nothing to do."]:
+            typer.echo(line)
+    next_step("`docsum doctor`")
+    return Code.OK

@@ -203,6 +203,11 @@ def _contract() -> _Contract:
     return _Contract(texts[-1], writers[header], header, writers)
 
 
+def written_schema() -> str:
+    """The text of the schema that we write events with."""
+    return _contract().text
+
+
 def single_object_header(text: str) -> bytes:
     """fastavro's fingerprint is hex in the byte order of the encoding, little-endian."""
     canonical = to_parsing_canonical_form(json.loads(text))

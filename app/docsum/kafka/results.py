@@ -98,6 +98,11 @@ def _fields(result: Result) -> Mapping[str, object]:
     }
 
 
+def written_schema() -> str:
+    """The text of the schema that we write results with."""
+    return _texts()[-1]
+
+
 @cache
 def _texts() -> tuple[str, ...]:
     folder = files("docsum") / "schemas"

@@ -54,6 +54,31 @@ class SchemaRegistry:
             raise RegistryUnavailable(f"The schema registry gives no id for the schema under {subject}.")
         return found.schema_id
 
+    async def has(self, subject: str, text: str) -> bool:
+        """Whether the schema is registered under the subject. Raises RegistryUnavailable."""
+        try:
+            await self.id_of(subject, text)
+        except SchemaUnknown:
+            return False
+        return True
+
+    async def compatibility(self, subject: str | None = None) -> str:
+        """The level of a subject, or the one where a subject says nothing. Raises RegistryUnavailable."""
+        try:
+            return str(await self._client.get_compatibility(subject))
+        except Exception as error:
+            failure = _translated(error, subject or "a level of compatibility")
+            if subject and isinstance(failure, SchemaUnknown):
+                return await self.compatibility()
+            raise failure from error
+
+    async def set_compatibility(self, subject: str | None) -> None:
+        """Ours, for a subject or where a subject says nothing. Raises RegistryUnavailable."""
+        try:
+            await self._client.set_compatibility(subject, COMPATIBILITY)
+        except Exception as error:
+            raise _translated(error, subject or "a level of compatibility") from error
+
     async def register(self, subject: str, text: str) -> None:
         """May be repeated. Raises ConfigurationError when the schema is refused, else RegistryUnavailable."""
         try:
