@@ -72,6 +72,9 @@ soak: $(VENV)/.dev  ## an hour under faults: memory, open files and threads of t
 outages: $(VENV)/.dev  ## the whole outage suite: model, sources, store, dead-letter topic
 	$(BIN)/pytest --long tests/chaos/test_outages.py tests/chaos/test_outages_around.py
 
+registry: $(VENV)/.dev  ## events through a real schema registry (Apicurio, 158 MB the first time), also while it is away
+	$(BIN)/pytest --long tests/integration/test_registry.py
+
 bench: $(VENV)/.dev $(VENV)/.peers  ## docsum beside bare SDK loops and its peers, and its parts: bench-results/*.json
 	$(BIN)/python -m tests.bench
 	$(BIN)/python -m tests.bench.intake
@@ -91,4 +94,4 @@ lock: | $(UV)  ## renew the hashed requirement files
 	$(COMPILE) --upgrade --group pyproject.toml:s3 -o requirements/s3.txt
 	$(COMPILE) --upgrade --group pyproject.toml:peers -c <(grep -oE '^(anthropic|aiohttp|httpx2)==[^ ]+' requirements/runtime.txt) -o requirements/peers.txt
 
-.PHONY: help demo check test chaos soak outages bench format lock link
+.PHONY: help demo check test chaos soak outages registry bench format lock link

@@ -254,6 +254,7 @@ class Row:
     disposition: Disposition
     sentence: str
     hint: str
+    attempts: int | None = None  # at most so many, where more would not help; None: as many as there are
 
 
 _D = Disposition
@@ -523,6 +524,7 @@ FAILURES: dict[type[DocsumError], Row] = {
         _D.RETRY,
         "The schema registry does not know the schema of this record.",
         "Register the producer's schema, then replay.",
+        attempts=2,  # its producer may be about to register it
     ),
 }
 

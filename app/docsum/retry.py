@@ -39,14 +39,15 @@ def decide(
     is deferred waits in the longest retry topic until its first failure is `max_age` ago, and then counts as
     this document's own.
     """
-    disposition = REASONS[failure.reason].disposition
+    row = REASONS[failure.reason]
+    disposition, most = row.disposition, min(row.attempts or topology.max_attempts, topology.max_attempts)
     if disposition is Disposition.DEFER and topology.delays:
         since = now if delivery.first_failed_ms is None else from_ms(delivery.first_failed_ms)
         if now - since >= max_age:
             return DeadLetter(replace(failure, reason="source_unavailable"))
         delay = topology.delays[-1]
         return Retry(topology.retry(delay), now + delay, spent=False)
-    if disposition is Disposition.DEAD_LETTER or delivery.attempt >= topology.max_attempts:
+    if disposition is Disposition.DEAD_LETTER or delivery.attempt >= most:
         return DeadLetter(failure)
     delay = topology.delays[delivery.attempt - 1]
     return Retry(topology.retry(delay), now + delay)

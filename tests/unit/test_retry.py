@@ -51,6 +51,13 @@ def test_a_source_that_is_down_is_waited_for_in_the_longest_topic_until_its_even
     assert decide(down, yesterday, TOPOLOGY, NOW) == DeadLetter(failure("source_unavailable"))
 
 
+def test_an_unknown_schema_is_tried_once_more() -> None:
+    """Its producer may be about to register it; later it is a mistake."""
+    unknown = failure("schema_unknown")
+    assert isinstance(decide(unknown, delivery(attempt=1), TOPOLOGY, NOW), Retry)
+    assert decide(unknown, delivery(attempt=2), TOPOLOGY, NOW) == DeadLetter(unknown)
+
+
 def test_without_delays_everything_is_tried_once() -> None:
     once = Topology(delays=())
     assert isinstance(decide(failure("source_unavailable"), delivery(), once, NOW), DeadLetter)
