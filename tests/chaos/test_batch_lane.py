@@ -23,6 +23,8 @@ from tests.support.texts import write_documents
 
 COUNT, KILLS = 240, 6
 ITEMS = 170
+#: The steps that `make test` has time for; `--long` has all nine.
+OFTEN = ("after the request has left", "in the middle of the results", "before the commit")
 BATCH = BatchSettings(
     max_requests=10,
     quiet=timedelta(seconds=1),
@@ -65,7 +67,10 @@ def test_workers_of_the_batch_lane_are_killed_and_nothing_is_lost_or_bought_twic
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize(
+    "step",
+    [step if step in OFTEN else pytest.param(step, marks=pytest.mark.long) for step in STEPS],
+)
 def test_a_worker_that_dies_at_this_step_loses_nothing_and_buys_nothing_twice(
     tmp_path: Path, broker: Broker, engine: Engine, pytestconfig: pytest.Config, step: str
 ) -> None:

@@ -30,6 +30,7 @@ START_TIMEOUT = timedelta(minutes=3)
 _PASSED_ON = ("HOME", "LANG", "TMPDIR", "XDG_CACHE_HOME", "SSL_CERT_FILE", "SSL_CERT_DIR")
 BATCH_WORKER, API = "batch-worker", "api"
 _LANE: Mapping[str, Sequence[str]] = {BATCH_WORKER: ("--lane=batch",)}
+_BEHIND = ("nice", "-n", "5")  # requests, and whatever else this machine does, come before the workers
 _BATCHES_HERE = {name: timedelta(seconds=1) for name in ("quiet", "poll")}
 _CREDENTIALS = ("AWS_", "GOOGLE_", "AZURE_")  # how the variables begin that object stores are opened with
 _RECEIVERS_HERE = ("127.0.0.1", "localhost")  # of webhooks, also by http
@@ -209,7 +210,7 @@ class _Plan:
         settings = _reached(with_model(self.settings, self.local_model), self.addresses)
         return ProcessSpec(
             name=name,
-            argv=[sys.executable, "-m", "docsum", "worker", "--set-up", *_LANE.get(name, ())],
+            argv=[*_BEHIND, sys.executable, "-m", "docsum", "worker", "--set-up", *_LANE.get(name, ())],
             env=worker_environment(settings, name, port),
             cwd=self.home,
             ready=http_ready(f"http://{HOST}:{port}/readyz"),
