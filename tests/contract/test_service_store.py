@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from uuid import UUID, uuid4
 
@@ -56,7 +56,8 @@ async def test_what_the_api_keeps_of_a_run_comes_back(store: ServiceStore) -> No
 async def test_runs_that_nobody_publishes_any_more_are_found(store: ServiceStore) -> None:
     fields = {"publisher": API, "state": RunState.PUBLISHING}
     silent = a_run(**fields, updated_at=NOW - LONG_AGO)
-    busy = a_run(**fields, created_at=NOW + timedelta(seconds=1), updated_at=NOW + timedelta(minutes=10))
+    now = datetime.now(UTC).replace(microsecond=0)
+    busy = a_run(**fields, created_at=NOW + timedelta(seconds=1), updated_at=now)
     for run in (
         silent,
         busy,

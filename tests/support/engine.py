@@ -19,6 +19,7 @@ from pydantic import SecretStr
 from docsum.local.loopback import free_port
 from docsum.settings import ClickHouse
 
+_MEMORY = 4_000_000_000  # bytes: a file of tests has a hundred databases
 _READY = "ready on"
 
 
@@ -46,7 +47,12 @@ class Engine:
         token_file.write_text(self.token)
         token_file.chmod(0o600)
         log = self.directory / "log"
-        options = {"--path": self.directory, "--port": self.port, "--token-file": token_file}
+        options = {
+            "--path": self.directory,
+            "--port": self.port,
+            "--token-file": token_file,
+            "--memory-bytes": _MEMORY,
+        }
         arguments = [str(part) for option in options.items() for part in option]
         with log.open("wb") as said:
             self.process = subprocess.Popen(
@@ -80,9 +86,12 @@ class Engine:
                 self.kill()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    """Shared: never stop it in a test, see `own_engine`."""
+    """Of the tests of one file: never stop it in a test, see `own_engine`.
+
+    Not of all: each database counts as 18 MB with the engine, whatever it really takes.
+    """
     host = Engine(tmp_path_factory.mktemp("engine"))
     host.start()
     yield host
