@@ -197,8 +197,8 @@ async def test_a_source_without_versions_is_announced_once_a_process() -> None:
 
 async def test_while_the_workers_are_far_behind_nothing_is_announced() -> None:
     world = listing(documents("a", "b", "c"))
-    world.behind = [10, 9, 3, 0, 0]
-    await world.look(Wish(max_lag=2))
+    world.behind = [10, 9, 3, 0, 0, 0]
+    await world.look(Wish(max_lag=1))  # one after the other, however the listing is cut
     assert world.behind == []
     waits = [count.waiting for count in world.told if count.waiting]
     assert waits[0] == "10 events are waiting for the workers"
