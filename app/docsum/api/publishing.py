@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import timedelta
 from uuid import UUID
 
@@ -148,7 +148,7 @@ class BackgroundPublisher:
         with suppress(StoreError):  # then the next look takes it up, and it fails again
             stored = await self.store.run(run.id) or run
             row = following(stored, RunState.INTERRUPTED, self.clock.now(), problem)
-            await self.store.save_run(replace(row, control=None))
+            await self.store.save_run(row)
 
 
 def _may_pass(error: Exception) -> bool:

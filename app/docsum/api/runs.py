@@ -330,7 +330,7 @@ async def resume(run_id: UUID, who: Submitter, service: Needed, body: ResumeIn |
     await resume_run(service.store, service.clock, run, wish.budget_usd, wish.accept_dead_letters)
     if run.publisher == API and run.state is RunState.INTERRUPTED:
         row = following(run, RunState.PUBLISHING, service.clock.now())
-        await service.publishing.begin(replace(row, control=None), is_new=False)
+        await service.publishing.begin(row, is_new=False)
     await _audit(service, who.name, "runs resume", run, "")
     return await _now(run_id, service)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import tempfile
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import replace
 from http import HTTPStatus
 from typing import Annotated, BinaryIO, cast
 from uuid import UUID
@@ -61,7 +60,7 @@ async def send_documents(
             await _spooled(request.stream(), spool, service.settings.max_upload)
         except BaseException:
             row = following(run, RunState.INTERRUPTED, service.clock.now())
-            await asyncio.shield(service.store.save_run(replace(row, control=None)))
+            await asyncio.shield(service.store.save_run(row))
             raise
         spool.seek(0)
         head = read_head(spool, "The list")

@@ -260,8 +260,10 @@ async def _with_current_settings(settings: Settings, state: StackState, local_mo
     beside = [process for name in (BATCH_WORKER, API) if (process := state.process(name))]
     for process in (*state.workers, *beside):
         if process.port is not None:
-            environment = worker_environment(reached, process.name, process.port)
-            wanted = api_environment(reached, process.port) if process.name == API else environment
+            if process.name == API:
+                wanted = api_environment(reached, process.port)
+            else:
+                wanted = worker_environment(reached, process.name, process.port)
             if environment_digest(wanted) != process.environment:
                 stale[process.name] = wanted
     if not stale:
