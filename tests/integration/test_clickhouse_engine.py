@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import resource
 import select
 import signal
 import subprocess
@@ -161,35 +162,38 @@ async def scalar(client: AsyncClient, sql: str, **arguments: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("text", "head", "format_", "rows"),
+    ("text", "head", "settings", "format_", "rows"),
     [
-        (b"INSERT INTO t FORMAT TSV\n1\t2\n", b"INSERT INTO t", "TSV", b"1\t2\n"),
+        (b"INSERT INTO t FORMAT TSV\n1\t2\n", b"INSERT INTO t", b"", "TSV", b"1\t2\n"),
         (
             b"insert into `d b`.t (`a b`, c) format Native\n\n\nx",
             b"insert into `d b`.t (`a b`, c)",
+            b"",
             "Native",
             b"\n\nx",
         ),
         (
             b"/* c */ INSERT INTO t (a) VALUES ('FORMAT TSV\n')",
             b"INSERT INTO t (a)",
+            b"",
             "Values",
             b" ('FORMAT TSV\n')",
         ),
         (
             b"INSERT INTO TABLE t SETTINGS a=1, b='x, FORMAT y' FORMAT CSV \r\n;1",
-            b"INSERT INTO TABLE t SETTINGS a=1, b='x, FORMAT y'",
+            b"INSERT INTO TABLE t",
+            b"SETTINGS a=1, b='x, FORMAT y'",
             "CSV",
             b";1",
         ),
-        (b"INSERT INTO t(* EXCEPT(b))VALUES(1);", b"INSERT INTO t(* EXCEPT(b))", "Values", b"(1);"),
-        (b"INSERT INTO t FORMAT JSONEachRow {}", b"INSERT INTO t", "JSONEachRow", b"{}"),
+        (b"INSERT INTO t(* EXCEPT(b))VALUES(1);", b"INSERT INTO t(* EXCEPT(b))", b"", "Values", b"(1);"),
+        (b"INSERT INTO t FORMAT JSONEachRow {}", b"INSERT INTO t", b"", "JSONEachRow", b"{}"),
     ],
 )
 def test_an_insert_is_split_into_its_statement_and_its_rows(
-    text: bytes, head: bytes, format_: str, rows: bytes
+    text: bytes, head: bytes, settings: bytes, format_: str, rows: bytes
 ) -> None:
-    assert parse(text) == Insert(head, format_, rows)
+    assert parse(text) == Insert(head, settings, format_, rows)
 
 
 @pytest.mark.parametrize(
@@ -502,6 +506,45 @@ async def test_a_failed_insert_writes_nothing_and_leaves_the_handle_usable(narro
         assert caught.value.code == 16
         await client.raw_insert("strict", ["id"], "1\n", fmt="TSV")
         assert await scalar(client, "SELECT count() FROM strict") == 1
+
+
+@pytest.mark.parametrize(
+    ("table", "code"),
+    [
+        ("(id UInt64, CONSTRAINT small CHECK id < 9) ENGINE = MergeTree ORDER BY id", "469"),
+        (
+            "(id UInt64) ENGINE = MergeTree ORDER BY id "
+            "SETTINGS parts_to_delay_insert = 1, parts_to_throw_insert = 1, max_delay_to_insert = 0",
+            "252",
+        ),
+    ],
+)
+async def test_rows_that_cannot_be_written_are_an_error_and_no_success(
+    narrow: Host, table: str, code: str
+) -> None:
+    """The engine's own streamed insert says "1 row written" of each of these, of a full disk and at the
+    memory limit, and the row is nowhere."""
+    await narrow.ask("DROP TABLE IF EXISTS refusing")
+    await narrow.ask(f"CREATE TABLE refusing {table}")
+    await narrow.ask("INSERT INTO refusing VALUES (1)")
+    reply = await narrow.ask('INSERT INTO refusing FORMAT JSONEachRow\n{"id": 10}\n')
+    assert (reply.status, reply.code) == (500, code)
+    assert (await narrow.ask("SELECT id FROM refusing")).text == "1\n"
+
+
+async def test_a_full_disk_is_an_error_and_no_success(tmp_path: Path) -> None:
+    """Of the files that carry rows to the engine; of the engine's own it says so itself, code 243."""
+    running = start(tmp_path / "data")
+    try:
+        await running.ask("CREATE TABLE t (id UInt64) ENGINE = MergeTree ORDER BY id")
+        resource.prlimit(running.process.pid, resource.RLIMIT_FSIZE, (100_000, 100_000))
+        reply = await running.ask(b"INSERT INTO t FORMAT TSV\n" + b"1\n" * 100_000)
+        assert (reply.status, reply.code) == (500, "243")
+        await running.ask("INSERT INTO t VALUES (1)")
+        assert (await running.ask("SELECT count() FROM t")).text == "1\n"
+        assert not list((tmp_path / "data" / "rows").iterdir())
+    finally:
+        running.stop(signal.SIGKILL)
 
 
 async def test_a_cut_native_block_writes_nothing(narrow: Host) -> None:

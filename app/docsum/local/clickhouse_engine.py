@@ -7,8 +7,9 @@ and asks for a token.
 
     python -m docsum.local.clickhouse_engine --path DIR --port N --token-file FILE
 
-Below DIR it makes `engine` (the data), `cwd` (an empty working directory) and `lock`. Exit codes: 0 after
-SIGTERM, 1 where trying again may help, 2 usage, 78 where the configuration is wrong.
+Below DIR it makes `engine` (the data), `cwd` (an empty working directory), `rows` (of inserts that are being
+written) and `lock`. Exit codes: 0 after SIGTERM, 1 where trying again may help, 2 usage, 78 where the
+configuration is wrong.
 """
 
 import argparse
@@ -176,7 +177,7 @@ def _token(path: Path) -> str:
 def _lock(path: Path) -> int:
     """Take the directory, and work in an empty one below it: the engine obeys a config.xml where it works."""
     try:
-        for directory in (path, path / "engine", path / "cwd"):
+        for directory in (path, path / "engine", path / "cwd", path / "rows"):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         os.chdir(path / "cwd")
@@ -215,8 +216,13 @@ def _open_engine(options: Options) -> Engine:
     time.tzset()
     # chDB imports pyarrow for formats that are not used here: 70 MB and up to a second at start.
     sys.modules["pyarrow"] = None  # type: ignore[assignment]  # the documented way to make an import fail
+    rows = options.path / "rows"
+    for left_by_a_crash in rows.iterdir():
+        left_by_a_crash.unlink()
     try:
-        return Engine(options.path / "engine", memory_bytes=options.memory_bytes, threads=options.threads)
+        return Engine(
+            options.path / "engine", rows=rows, memory_bytes=options.memory_bytes, threads=options.threads
+        )
     except EngineError as error:
         raise StartRefused(f"The engine in {options.path} does not open: {error}", exit_code=1) from error
 

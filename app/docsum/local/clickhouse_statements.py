@@ -30,8 +30,8 @@ _INSERT = _compile(rf"""
     {_GAP}*+
     (?P<head> INSERT {_GAP}++ INTO {_GAP}++ (?: TABLE {_GAP}++ )? {_NAME} (?: {_GAP}*+ \. {_GAP}*+ {_NAME} )?
         (?: {_GAP}*+ \( (?! {_GAP}*+ (?:SELECT|WITH)\b ) (?: [^()'\"`]++ | {_QUOTED} | \([^()]*+\) )*+ \) )?
-        (?: {_GAP}*+ \b SETTINGS {_GAP}++ {_SETTING} (?: {_GAP}*+ , {_GAP}*+ {_SETTING} )*+ )?
     )
+    (?: {_GAP}*+ \b (?P<settings> SETTINGS {_GAP}++ {_SETTING} (?: {_GAP}*+ , {_GAP}*+ {_SETTING} )*+ ) )?
     {_GAP}*+
     (?: \b FORMAT {_GAP}++ (?P<format>\w++) [\ \t\f]*+ (?P<semicolon>;)? \r?\n?
       | \b (?P<values>VALUES) \b
@@ -51,9 +51,10 @@ class StatementRefused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Insert:
-    """An INSERT with its rows; `head` ends before FORMAT or VALUES and is all of it that is SQL."""
+    """An INSERT with its rows; `head` ends with the columns, `settings` is the SETTINGS clause or empty."""
 
     head: bytes
+    settings: bytes
     format: str
     rows: bytes
 
@@ -106,13 +107,13 @@ def _parse_insert(text: bytes) -> Insert | None:
         )
     if match["select"]:
         return None
-    rows = text[match.end() :]
+    rows, settings = text[match.end() :], match["settings"] or b""
     if match["values"]:
         _refuse_several(rows)
-        return Insert(match["head"], "Values", rows)
+        return Insert(match["head"], settings, "Values", rows)
     if match["semicolon"]:
         raise StatementRefused("Syntax error: there is a ';' before the data for INSERT")
-    return Insert(match["head"], match["format"].decode(), rows)
+    return Insert(match["head"], settings, match["format"].decode(), rows)
 
 
 def _refuse_several(text: bytes) -> None:
