@@ -6,8 +6,8 @@ inline    POST /v1/runs with 1,000 references in the body
 upload    POST /v1/runs/ID/documents with 50,000 lines
 look      GET /v1/runs/ID of the run that was uploaded, while its documents are summarised
 
-Broker, engine, API and one worker share this machine with the client. Nothing is asserted but that answers
-are good ones and that the counts add up.
+On the local stack as `docsum up` starts it, which shares this machine with the client. Nothing is asserted
+but that answers are good ones and that the counts add up.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from http import HTTPStatus
 from pathlib import Path
 from statistics import quantiles
@@ -26,11 +27,11 @@ from typing import Any
 from pydantic import SecretStr
 
 from docsum.local.model_server import whole_number
-from docsum.settings import Model
+from docsum.settings import Api, Fetch, Model, Settings
 from tests.bench.command import carry_out, result_path, say
-from tests.bench.scaling import ready_worker
-from tests.bench.stand import BenchFailed, Children, model_server, parts, write_documents
+from tests.bench.stand import BenchFailed, model_server, write_documents
 from tests.support.api_process import ApiProcess
+from tests.support.deployment import ROOT
 
 _FEW = 20  # documents of a folder that is listed
 _INLINE = 1_000
@@ -40,21 +41,38 @@ MODEL = "claude-haiku-5-5"
 
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, object]:
     """What was asked for, as it goes into a file. Raises BenchFailed."""
-    say("Starting Kafka, the ClickHouse engine, the API and a worker.")
+    say("Starting the local stack.")
     documents = folder / "documents"
     write_documents(documents, _FEW)
-    with parts(folder) as there, model_server(folder / "model", 0.1) as model:
-        settings = there.settings.model_copy(
-            update={"model": Model(name=MODEL, api_key=SecretStr("a-key"), base_url=model.url)}
+    with model_server(folder / "model", 0.1) as model:
+        api = ApiProcess(folder, {})
+        settings = Settings(
+            _env_file=None,
+            home=folder / "home",
+            model=Model(name=MODEL, api_key=SecretStr("a-key"), base_url=model.url),
+            fetch=Fetch(file_roots=(str(folder),)),
+            api=Api(port=api.port),
         )
-        kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
-        api = ApiProcess(folder, kept | settings.environment())
-        api.start()
+        environment = settings.environment()
         try:
-            with ready_worker(Children(folder), settings.environment()):
-                return _requests(options, api, documents)
+            _docsum("up", "-d", "--workers", "1", environment=environment)
+            return _requests(options, api, documents)
         finally:
-            api.kill()
+            _docsum("down", environment=environment)
+
+
+def _docsum(*arguments: str, environment: Mapping[str, str]) -> None:
+    kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    ended = subprocess.run(
+        [sys.executable, "-m", "docsum", *arguments],
+        env={**kept, **environment, "PYTHONPATH": str(ROOT / "app")},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=180,
+    )
+    if ended.returncode:
+        raise BenchFailed(f"docsum {arguments[0]} ended with {ended.returncode}: {ended.stderr[-2000:]}")
 
 
 def _requests(options: argparse.Namespace, api: ApiProcess, documents: Path) -> dict[str, object]:

@@ -197,10 +197,11 @@ async def test_a_run_is_started_after_a_look_at_what_it_will_be() -> None:
     asked = await browser.get("/runs/new")
     fields = asked.hidden() | {
         "documents": DOCUMENTS, "name": "two", "lane": "backfill", "budget": "12.50", "words": "80",
-        "language": "en",
+        "language": "en", "limit": "2", "force": "yes", "webhook": "https://example.org/told",
         "instructions": "Who wants\r\nwhat?",
     }  # fmt: skip
     look = await browser.post("/runs/new", fields)
+    assert "Tells https://example.org/told" in look.text and "bought again" in look.text
     assert "Start the run two ?" in look.text and "2 documents, listed by you" in look.text
     assert "$12.50" in look.text and not await house.store.runs()
     page = await browser.post("/runs/new", {**look.hidden(), "confirmed": "yes"})
@@ -210,6 +211,7 @@ async def test_a_run_is_started_after_a_look_at_what_it_will_be() -> None:
     (run,) = await house.store.runs()
     assert (run.recipe.words, run.recipe.language, run.recipe.instructions) == (80, "en", "Who wants\nwhat?")
     assert run.control and run.control.budget == Decimal("12.5")
+    assert (run.limit, run.force, run.webhook) == (2, True, "https://example.org/told")
     names = [each.document_id for each in await house.store.documents_of(run.id)]
     assert names == ["doc-1", "file:///documents/2.txt"]
     assert ("local", "runs begin", f"{run.id} (two): upload") in await audits(house)
@@ -219,8 +221,11 @@ async def test_a_source_is_checked_and_can_be_changed_before_it_starts() -> None
     house = House()
     browser = house.browser()
     asked = await browser.get("/runs/new")
-    look = await browser.post("/runs/new", asked.hidden() | {"source": "/letters/2026", "lane": "batch"})
+    look = await browser.post("/runs/new", asked.hidden() | {
+        "source": "/letters/2026", "lane": "batch", "by": "2126-12-01T07:00",
+    })  # fmt: skip
     assert "Every document of /letters/2026" in look.text and "Lane batch" in look.text
+    assert "By 2126-12-01 07:00" in look.text
     back = await browser.post("/runs/new", {**look.hidden(), "back": "yes"})
     assert 'value="/letters/2026"' in back.html and '<option value="batch" selected>' in back.html
 
@@ -238,6 +243,9 @@ async def test_a_source_is_checked_and_can_be_changed_before_it_starts() -> None
         ({"source": "/a", "words": "many"}, "Words: write a whole number."),
         ({"source": "/a", "language": "English"}, "Language: write same"),
         ({"source": "/a", "lane": "express"}, "Lane:"),
+        ({"source": "/a", "limit": "0"}, "Limit: Input should be greater"),
+        ({"source": "/a", "by": "soon", "lane": "batch"}, "By:"),
+        ({"source": "/a", "by": "2026-12-01T07:00"}, "by is for the lane batch"),
         ({"source": "/a\u202eb"}, "Source: it holds a character that cannot be printed"),
     ],
 )

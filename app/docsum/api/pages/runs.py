@@ -32,7 +32,10 @@ router = APIRouter(include_in_schema=False)
 
 PAGE = 25
 Cursor = Annotated[str, Query(max_length=2_000)]
-_FIELDS = ("source", "documents", "name", "lane", "budget", "instructions", "words", "language", "model")
+_FIELDS = (
+    "source", "documents", "name", "limit", "force", "lane", "by", "budget", "webhook", "instructions",
+    "words", "language", "model",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +159,11 @@ def wanted_of(sent: Form) -> RunIn:
             "source": source or None,
             "documents": documents or None,
             "name": sent.text("name"),
+            "limit": sent.number("limit", "Limit"),
+            "force": sent.ticked("force"),
+            "webhook": sent.text("webhook") or None,
             "lane": sent.text("lane") or Lane.BACKFILL.value,
+            "by": sent.text("by") or None,
             "budget_usd": budget,
             "recipe": recipe,
         }
