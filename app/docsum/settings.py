@@ -1,21 +1,29 @@
 """The only reader of the environment. Frozen, nested, every secret masked.
 
 `DOCSUM_<GROUP>__<NAME>`, durations as `10s` or `5m`, sizes as `100MB`, lists by comma, `.env` read from the
-working directory, `ANTHROPIC_API_KEY` and `ANTHROPIC_BASE_URL` honoured. A misspelt variable is an error.
+working directory, then files of `/run/secrets/docsum` named as the variables; `ANTHROPIC_API_KEY` and
+`ANTHROPIC_BASE_URL` honoured. A misspelt variable is an error.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    NestedSecretsSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
 
 from docsum.errors import ConfigurationError
 from docsum.models import Lane, Recipe
@@ -23,6 +31,7 @@ from docsum.topics import Topology, duration_name, parse_duration
 
 _SIZES = {"": 1, "B": 1, "KB": 1_000, "MB": 1_000_000, "GB": 1_000_000_000, "KIB": 1 << 10, "MIB": 1 << 20}
 _SIZE = re.compile(r"(\d+)\s*([A-Z]*)")
+_SECRETS_DIR = Path("/run/secrets/docsum")
 
 
 def _duration(value: object) -> object:
@@ -226,6 +235,9 @@ class Settings(BaseSettings):
     )
 
     home: Path = Field(Path("~/.docsum"), description="State of the local stack")
+    secrets_dir: Path = Field(
+        _SECRETS_DIR, description="A folder of files, each named as a variable and holding its value"
+    )
     kafka: Kafka = Kafka()
     topics: Topics = Topics()
     clickhouse: ClickHouse = ClickHouse()
@@ -251,8 +263,9 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Values handed in, then the environment, then `.env`."""
-        return init_settings, env_settings, dotenv_settings
+        """Values handed in, then the environment, then `.env`, then files."""
+        files = NestedSecretsSettingsSource(file_secret_settings, secrets_dir_missing="error")
+        return init_settings, env_settings, dotenv_settings, files
 
     @property
     def explicit(self) -> bool:
@@ -312,18 +325,20 @@ _INJECTED = re.compile(r"_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT|PORT_\w+)$")
 
 def known_variables() -> dict[str, str]:
     """Every variable with its description, in the order of the groups."""
-    names = {"DOCSUM_HOME": "State of the local stack (default ~/.docsum)"}
+    names = {}
     for group, outer in Settings.model_fields.items():
         kind = outer.annotation
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             for name, inner in kind.model_fields.items():
                 names[f"DOCSUM_{group}__{name}".upper()] = inner.description or ""
+        else:
+            names[f"DOCSUM_{group}".upper()] = outer.description or ""
     return names
 
 
-def _refuse_unknown(environment: Mapping[str, str]) -> None:
+def _refuse_unknown(names: Iterable[str]) -> None:
     known = known_variables()
-    for name in environment:
+    for name in names:
         if name.startswith("DOCSUM_") and name not in known and not _INJECTED.search(name):
             import difflib
 
@@ -332,13 +347,31 @@ def _refuse_unknown(environment: Mapping[str, str]) -> None:
             raise ConfigurationError(f"There is no setting {name}.{meant}")
 
 
+def _secrets_dir() -> Path | None:
+    """The folder that was named, or the usual one where there is one."""
+    named = os.environ.get("DOCSUM_SECRETS_DIR")
+    return Path(named) if named else _SECRETS_DIR if _SECRETS_DIR.is_dir() else None
+
+
+def secret_files() -> set[str]:
+    """The variables that have a file. Raises ConfigurationError."""
+    folder = _secrets_dir()
+    try:
+        return {path.name.upper() for path in folder.iterdir()} if folder else set()
+    except OSError as error:
+        raise ConfigurationError(f"DOCSUM_SECRETS_DIR cannot be read: {error}.") from error
+
+
 def load(**groups: Any) -> Settings:  # Any: what pydantic takes for its fields
     """The settings of this process. Raises ConfigurationError with one sentence for anything wrong."""
     _refuse_unknown(os.environ)
+    _refuse_unknown(secret_files())
     try:
-        settings = Settings(**groups)
+        settings = Settings(_secrets_dir=_secrets_dir(), **groups)
     except ValidationError as error:
         raise ConfigurationError(_sentence(error)) from error
+    except (SettingsError, OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"A file of DOCSUM_SECRETS_DIR cannot be read: {error}.") from error
     model = settings.model.model_copy(
         update={
             "api_key": SecretStr(

@@ -48,7 +48,7 @@ def settings() -> str:
 def _default(variable: str) -> str:
     group, _, name = variable.removeprefix("DOCSUM_").lower().partition("__")
     if not name:
-        return "`~/.docsum`"
+        return f"`{Settings.model_fields[group].default}`"
     kind = Settings.model_fields[group].annotation
     assert isinstance(kind, type) and issubclass(kind, BaseModel)
     value = kind.model_fields[name].default

@@ -562,6 +562,57 @@ def test_settings_are_shown_with_where_they_come_from_and_secrets_masked(
     assert "sk-very-secret" not in out + err
 
 
+@pytest.fixture
+def secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder as Kubernetes mounts a secret: names that lead to another folder of it."""
+    folder = tmp_path / "secrets"
+    (folder / "..data").mkdir(parents=True)
+    monkeypatch.setenv("DOCSUM_SECRETS_DIR", str(folder))
+    return folder
+
+
+def test_secrets_may_be_files(secrets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (secrets / "..data" / "DOCSUM_MODEL__API_KEY").write_text("from-a-file\n")
+    (secrets / "DOCSUM_MODEL__API_KEY").symlink_to("..data/DOCSUM_MODEL__API_KEY")
+    (secrets / "docsum_kafka__sasl_password").write_text("low")
+    (secrets / "docsum_clickhouse__password").write_text("beaten")
+    (secrets / "of_another_program").write_text("x")
+    monkeypatch.setenv("DOCSUM_CLICKHOUSE__PASSWORD", "by the environment")
+    settings = load()
+    assert settings.model.api_key.get_secret_value() == "from-a-file"
+    assert settings.kafka.sasl_password.get_secret_value() == "low"
+    assert settings.clickhouse.password.get_secret_value() == "by the environment"
+    found = {setting.name: setting for setting in described(settings)}
+    assert (found["DOCSUM_MODEL__API_KEY"].value, found["DOCSUM_MODEL__API_KEY"].origin) == (
+        "********",
+        "file",
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("DOCSUM_MODEL__API_KY", b"x", "There is no setting DOCSUM_MODEL__API_KY. Did you mean"),
+        ("DOCSUM_MODEL__API_KEY", b"\xff\xfe", "DOCSUM_SECRETS_DIR"),
+        ("DOCSUM_MODEL__TIMEOUT", b"soon", "DOCSUM_MODEL__TIMEOUT is wrong"),
+        ("other", b"x" * 20_000_000, "DOCSUM_SECRETS_DIR"),
+    ],
+)
+def test_a_wrong_secret_file_is_one_sentence(secrets: Path, name: str, content: bytes, said: str) -> None:
+    (secrets / name).write_bytes(content)
+    with pytest.raises(ConfigurationError, match=re.escape(said)):
+        load()
+
+
+def test_a_missing_folder_of_secrets_is_an_error_only_where_it_was_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    load()
+    monkeypatch.setenv("DOCSUM_SECRETS_DIR", "/nowhere/at/all")
+    with pytest.raises(ConfigurationError, match="DOCSUM_SECRETS_DIR"):
+        load()
+
+
 def test_topics_and_tables_are_printed_without_a_deployment(capsys: pytest.CaptureFixture[str]) -> None:
     assert "kafka-topics.sh" in result(capsys, "setup", "topics", "--print", "kafka")[1]
     assert "kind: KafkaTopic" in result(capsys, "setup", "topics", "--print", "strimzi")[1]

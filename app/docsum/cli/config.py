@@ -29,7 +29,7 @@ class Setting:
 
     name: str
     value: str  # a secret is masked
-    origin: str  # default, environment, .env, or the variable of others that gave it
+    origin: str  # default, environment, .env, file, or the variable of others that gave it
 
 
 def register(app: typer.Typer, name: str) -> None:
@@ -41,7 +41,7 @@ def register(app: typer.Typer, name: str) -> None:
 
 
 def _group() -> None:
-    """Settings come from the environment and from .env in the working directory."""
+    """Settings come from the environment, from .env in the working directory and from files of secrets."""
 
 
 def show(
@@ -75,19 +75,22 @@ def described(settings: Settings) -> Iterator[Setting]:
     """All settings, in the order of the groups."""
     from dotenv import dotenv_values
 
-    from docsum.settings import known_variables
+    from docsum.settings import known_variables, secret_files
 
     environment = {name.upper() for name in os.environ}
     dotenv = {name.upper() for name in dotenv_values(".env")}
+    files = secret_files()
     for name in known_variables():
-        yield Setting(name, _value(settings, name), _origin(name, environment, dotenv))
+        yield Setting(name, _value(settings, name), _origin(name, environment, dotenv, files))
 
 
-def _origin(name: str, environment: set[str], dotenv: set[str]) -> str:
+def _origin(name: str, environment: set[str], dotenv: set[str], files: set[str]) -> str:
     if name in environment:
         return "environment"
     if name in dotenv:
         return ".env"
+    if name in files:
+        return "file"
     alias = _ALIASES.get(name)
     return alias if alias in environment else "default"
 
