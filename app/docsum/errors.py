@@ -37,7 +37,7 @@ DocsumError
     + BrokerUnavailable          a copy could not be acknowledged        PAUSE
     |  + BrokerRefused           a grant or a limit is in its way        PAUSE
     + RegistryUnavailable        the schema registry does not answer     PAUSE
-    + SchemaUnknown              the registry does not know the id       RETRY
+    + SchemaUnknown              nobody knows the schema it names        RETRY
 Anything else is `internal_error`                                        RETRY
 """
 
@@ -243,7 +243,7 @@ class RegistryUnavailable(BrokerError):
 
 
 class SchemaUnknown(BrokerError):
-    """The schema registry does not know the schema id of this record."""
+    """Neither this docsum nor the schema registry knows the schema that this record names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -522,9 +522,9 @@ FAILURES: dict[type[DocsumError], Row] = {
     SchemaUnknown: Row(
         "schema_unknown",
         _D.RETRY,
-        "The schema registry does not know the schema of this record.",
-        "Register the producer's schema, then replay.",
-        attempts=2,  # its producer may be about to register it
+        "The schema of this record is not known here.",
+        "Register the producer's schema, or update the workers where there is no registry; then replay.",
+        attempts=2,  # its producer may be about to register it, or a worker that knows it takes it up
     ),
 }
 

@@ -23,11 +23,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from docsum.errors import BrokerUnavailable, InvalidEvent, StoreUnavailable
+from docsum.errors import InvalidEvent
 from docsum.models import Coordinates, Cursor, Operation, to_ms
 from docsum.ports import Clock, CursorStore
 from docsum.reading_ahead import batches
-from docsum.runs import AT_ONCE, LAG_PAUSE, PATIENCE, PAUSE
+from docsum.runs import AT_ONCE, LAG_PAUSE, PATIENCE, patiently
 from docsum.sources import Entry, Listed, Source, Unreadable, file_id
 
 T = TypeVar("T")
@@ -345,15 +345,10 @@ class Ingester:
             await self._clock.sleep(LAG_PAUSE.total_seconds())
 
     async def _patiently(self, step: Callable[[], Awaitable[T]]) -> T:
-        started = self._clock.monotonic()
-        while True:
-            try:
-                return await step()
-            except (BrokerUnavailable, StoreUnavailable) as error:
-                if self._clock.monotonic() - started > self._wish.patience.total_seconds():
-                    raise
-                self._tell(replace(self.count, waiting=str(error)))
-            await self._clock.sleep(PAUSE.total_seconds())
+        def tell(why: str) -> None:
+            self._tell(replace(self.count, waiting=why))
+
+        return await patiently(step, self._clock, tell, self._wish.patience)
 
 
 @dataclass(slots=True)

@@ -342,15 +342,25 @@ class _Publisher:
             raise trouble
 
     async def _patiently(self, step: Callable[[], Awaitable[T]]) -> T:
-        started = self._clock.monotonic()
-        while True:
-            try:
-                return await step()
-            except (BrokerUnavailable, StoreUnavailable) as error:
-                if self._clock.monotonic() - started > PATIENCE.total_seconds():
-                    raise
-                self._tell(replace(self._count, waiting=str(error)))
-            await self._clock.sleep(PAUSE.total_seconds())
+        return await patiently(step, self._clock, lambda why: self._tell(replace(self._count, waiting=why)))
+
+
+async def patiently(
+    step: Callable[[], Awaitable[T]],
+    clock: Clock,
+    tell: Callable[[str], None],
+    patience: timedelta = PATIENCE,
+) -> T:
+    """Does the step again while the broker or the store is away, for so long; `tell`: why it waits."""
+    started = clock.monotonic()
+    while True:
+        try:
+            return await step()
+        except (BrokerUnavailable, StoreUnavailable) as error:
+            if clock.monotonic() - started > patience.total_seconds():
+                raise
+            tell(str(error))
+        await clock.sleep(PAUSE.total_seconds())
 
 
 def _queued(run_id: UUID, listed: Listed, published_at: datetime) -> RunDocumentRow:

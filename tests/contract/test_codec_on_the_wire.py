@@ -7,14 +7,16 @@ from typing import Any
 
 import pytest
 
-from docsum.errors import ConfigurationError, RegistryUnavailable, SchemaUnknown
+from docsum.errors import RegistryUnavailable, SchemaUnknown
 from docsum.kafka.codec import EventCodec, new_event
 from docsum.kafka.headers import delivery_of
 from docsum.local.loopback import HOST, free_port
 from docsum.models import Delivery, from_ms
-from tests.support.registry import Registry, schema_registry
+from docsum.topics import Topology
+from tests.support.registry import Registry, register, schema_registry
 
 PUBLISHED_MS = 1_790_000_000_000
+EVENT = new_event("doc-1", "file:///a.pdf", occurred_at=from_ms(PUBLISHED_MS))
 
 
 @pytest.fixture
@@ -28,17 +30,14 @@ def record(value: bytes) -> Delivery:
 
 
 async def test_a_registered_schema_frames_events_and_is_read_once(registry: Any) -> None:
-    event = new_event("doc-1", "file:///a.pdf", occurred_at=from_ms(PUBLISHED_MS))
     async with EventCodec(registry.url) as codec:
         with pytest.raises(SchemaUnknown, match="docsum setup schemas"):
-            await codec.encode(event, "docsum.documents")
-        await codec.register("docsum.documents")
-        await codec.register("docsum.documents")
-        value = await codec.encode(event, "docsum.documents")
-    assert registry.compatibility == {"docsum.documents-value": "FULL_TRANSITIVE"}
+            await codec.encode(EVENT, "docsum.documents")
+        await register(registry.url, Topology())
+        value = await codec.encode(EVENT, "docsum.documents")
     async with EventCodec(registry.url) as reader:
         for _ in range(3):
-            assert (await reader.decode(record(value))).event_id == event.event_id
+            assert (await reader.decode(record(value))).event_id == EVENT.event_id
     assert registry.reads == [1]
 
 
@@ -63,17 +62,11 @@ async def test_only_its_own_word_makes_a_schema_unknown(
             await codec.decode(record(b"\x00\x00\x00\x00\x05x"))
         if error is not SchemaUnknown:
             registry.failure = None  # it recovers, and so do we
-            await codec.register("docsum.documents")
+            await register(registry.url, Topology())
+            assert await codec.encode(EVENT, "docsum.documents")
 
 
 async def test_a_registry_that_is_not_there_is_unavailable() -> None:
     async with EventCodec(f"http://{HOST}:{free_port()}") as codec:
         with pytest.raises(RegistryUnavailable, match="does not answer"):
             await codec.decode(record(b"\x00\x00\x00\x00\x05x"))
-
-
-async def test_a_refused_schema_is_a_configuration_error(registry: Any) -> None:
-    registry.failure = (409, {"error_code": 409, "message": "incompatible"})
-    async with EventCodec(registry.url) as codec:
-        with pytest.raises(ConfigurationError, match="refuses our schema under docsum"):
-            await codec.register("docsum.documents")

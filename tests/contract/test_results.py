@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from docsum.errors import ConfigurationError, RegistryUnavailable, SchemaUnknown
+from docsum.errors import RegistryUnavailable, SchemaUnknown
 from docsum.kafka.admin import KafkaAdmin, render
 from docsum.kafka.producer import KafkaProducer
 from docsum.kafka.publisher import CopyPublisher
@@ -20,7 +20,7 @@ from docsum.topics import Topology
 from tests.support.broker import Broker
 from tests.support.deployment import read_topic
 from tests.support.fakes import START, delivery, summary
-from tests.support.registry import Registry, schema_registry
+from tests.support.registry import Registry, register, schema_registry
 from tests.support.results import read_body, read_result
 
 
@@ -79,20 +79,12 @@ async def test_a_registered_schema_frames_results(registry: Any) -> None:
     async with ResultRecords("docsum.summaries", registry.url) as records:
         with pytest.raises(SchemaUnknown, match="docsum setup schemas"):
             await records.of(delivery(), result())
-        await records.register()
-        await records.register()
+        await register(registry.url, Topology(results=True))
         record = await records.of(delivery(), result())
-    assert registry.compatibility == {"docsum.summaries-value": "FULL_TRANSITIVE"}
     assert record.value is not None
-    assert record.value[:5] == b"\x00" + registry.schemas["docsum.summaries-value", _text(registry)].to_bytes(
-        4
-    )
+    (number,) = [number for (subject, _), number in registry.schemas.items() if "summaries" in subject]
+    assert record.value[:5] == b"\x00" + number.to_bytes(4)
     assert read_body(record.value[5:])["outcome"] == "done"
-
-
-def _text(registry: Any) -> str:
-    ((_, text),) = registry.schemas
-    return str(text)
 
 
 async def test_a_registry_that_is_away_is_waited_for_and_a_deletion_needs_none() -> None:
@@ -101,6 +93,3 @@ async def test_a_registry_that_is_away_is_waited_for_and_a_deletion_needs_none()
             await records.of(delivery(), result())
         gone = await records.of(delivery(), replace(result(), summary=None, deleted=True))
         assert gone == deletion("t", "doc-1", 7)
-    async with ResultRecords("t") as records:
-        with pytest.raises(ConfigurationError, match="DOCSUM_KAFKA__SCHEMA_REGISTRY_URL"):
-            await records.register()

@@ -28,7 +28,7 @@ from docsum.topics import MAX_MESSAGE_BYTES
 from tests.support.broker import Broker
 from tests.support.deployment import Fleet, ModelServer, until
 from tests.support.engine import Engine
-from tests.support.registry import Registry, schema_registry
+from tests.support.registry import Registry, register, schema_registry
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -108,7 +108,7 @@ BAD: dict[str, Bad] = {
     "an empty value": Bad(b""),
     "Avro that ends early": Bad(avro()[:-3]),
     "Avro with bytes left over": Bad(avro() + b"\x00"),
-    "Avro of another schema": Bad(b"\xc3\x01" + b"\x07" * 8 + b"x"),
+    "Avro of another schema": Bad(b"\xc3\x01" + b"\x07" * 8 + b"x", "schema_unknown"),
     "a text of 2**60 bytes": Bad(avro()[:10] + b"\x80\x80\x80\x80\x80\x80\x80\x80\x20"),
     "framed without a registry": Bad(b"\x00\x00\x00\x00\x4dx"),
     "framed and cut in its id": Bad(b"\x00\x00"),
@@ -393,17 +393,12 @@ def registered(
     folder = tmp_path_factory.mktemp("registered")
     with schema_registry() as registry:
         fleet = Fleet(folder, broker, engine, model, delays=(0.5,), partitions=1, registry=registry.url)
-        asyncio.run(register(registry.url, fleet.topology.documents))
+        asyncio.run(register(registry.url, fleet.topology))
         try:
             fleet.start_workers("only")
             yield Registered(fleet, Publisher(fleet), registry, folder)
         finally:
             fleet.close()
-
-
-async def register(url: str, topic: str) -> None:
-    async with EventCodec(url) as codec:
-        await codec.register(topic)
 
 
 def test_a_schema_that_the_registry_does_not_know_is_tried_once_more_and_named(

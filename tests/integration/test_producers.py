@@ -13,13 +13,13 @@ from aiokafka.partitioner import murmur2
 from confluent_kafka import Message
 
 from docsum.bootstrap import open_producer
-from docsum.kafka.results import VERSION, ResultRecords
+from docsum.kafka.results import VERSION
 from docsum.models import RecordCopy
 from docsum.stores.clickhouse import ClickHouseStore
 from tests.support.broker import Broker
 from tests.support.deployment import Fleet, ModelServer, until
 from tests.support.engine import Engine
-from tests.support.registry import schema_registry
+from tests.support.registry import register, schema_registry
 from tests.support.tools import java_class_path, node_modules, tool
 
 pytestmark = pytest.mark.timeout(300)
@@ -79,13 +79,9 @@ class House:
         self.fleet = Fleet(folder, broker, engine, self.model, registry=registry, summaries=True)
         self.documents = self.fleet.topology.documents
         self.summaries = self.fleet.topology.summaries
-        asyncio.run(self._register())
+        asyncio.run(register(registry, self.fleet.topology))
         self.fleet.start_workers("worker-1")
         self._seen: set[tuple[int | None, int | None]] = set()
-
-    async def _register(self) -> None:
-        async with ResultRecords(self.summaries, self.registry) as records:
-            await records.register()
 
     def run(self, words: list[str], topic: str, text: str = "", cwd: Path | None = None) -> str:
         """What a program prints; it must end well."""

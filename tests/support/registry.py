@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar
 
+from docsum.kafka import schemas
+from docsum.kafka.schema_registry import SchemaRegistry
 from docsum.local.loopback import HOST
+from docsum.topics import Topology
 
 
 class Registry(BaseHTTPRequestHandler):
@@ -95,3 +98,9 @@ def schema_registry() -> Iterator[type[Registry]]:
     server.shutdown()
     thread.join()
     server.server_close()
+
+
+async def register(url: str, topology: Topology) -> None:
+    """As `docsum setup schemas` does it."""
+    async with aclosing(SchemaRegistry(url)) as registry:
+        await schemas.setup(registry, topology)

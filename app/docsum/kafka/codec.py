@@ -23,7 +23,7 @@ from uuid import UUID, uuid5
 from fastavro import parse_schema, schemaless_reader, schemaless_writer
 from fastavro.schema import fingerprint, to_parsing_canonical_form
 
-from docsum.errors import ConfigurationError, InvalidEvent
+from docsum.errors import InvalidEvent, SchemaUnknown
 from docsum.kafka import notifications
 from docsum.kafka.schema_registry import SchemaRegistry
 from docsum.models import Delivery, DocumentReference, Operation, event_version, from_ms, to_ms
@@ -141,8 +141,8 @@ class EventCodec:
     async def encode(self, event: Event, topic: str) -> bytes:
         """The record value for that topic.
 
-        With a registry our schema must be registered under `<topic>-value`, see `register`. Raises
-        SchemaUnknown or RegistryUnavailable.
+        With a registry our schema must be registered under `<topic>-value`, as `docsum setup schemas` does.
+        Raises SchemaUnknown or RegistryUnavailable.
         """
         stream = BytesIO()
         if self._registry is None:
@@ -154,20 +154,13 @@ class EventCodec:
         schemaless_writer(stream, self._contract.schema, _record(event), strict=True)
         return stream.getvalue()
 
-    async def register(self, topic: str) -> None:
-        """Register the schema that we write under `<topic>-value`, FULL_TRANSITIVE; may be repeated.
-
-        Raises ConfigurationError without a registry or when it refuses the schema, else RegistryUnavailable.
-        """
-        if self._registry is None:
-            raise ConfigurationError("Set DOCSUM_KAFKA__SCHEMA_REGISTRY_URL to register schemas.")
-        await self._registry.register(f"{topic}-value", self._contract.text)
-
     def _single_object(self, value: bytes) -> Mapping[str, object]:
         header = value[: len(self._contract.header)]
+        if len(header) < len(self._contract.header):
+            raise InvalidEvent("The value ends within the fingerprint of its schema.")
         writer = self._contract.writers.get(header)
         if writer is None:
-            raise InvalidEvent(f"The Avro schema with fingerprint {header[2:].hex()} is not one of docsum's.")
+            raise SchemaUnknown(f"This docsum knows no Avro schema with fingerprint {header[2:].hex()}.")
         reader = None if writer is self._contract.schema else self._contract.schema
         return _read(value, len(header), writer, reader)
 

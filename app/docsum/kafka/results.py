@@ -12,7 +12,6 @@ from typing import Any
 
 from fastavro import schemaless_writer
 
-from docsum.errors import ConfigurationError
 from docsum.kafka.codec import plain_schema, single_object_header
 from docsum.kafka.schema_registry import SchemaRegistry
 from docsum.models import Delivery, RecordCopy, Result, to_ms
@@ -45,15 +44,6 @@ class ResultRecords:
         carried = tuple((name, value) for name, value in delivery.headers if name in CARRIED)
         value = None if result.deleted else await self._encoded(result)
         return replace(record, value=value, headers=(*record.headers, *carried))
-
-    async def register(self) -> None:
-        """Register the schema that we write under `<topic>-value`, FULL_TRANSITIVE; may be repeated.
-
-        Raises ConfigurationError without a registry or when it refuses the schema, else RegistryUnavailable.
-        """
-        if self._registry is None:
-            raise ConfigurationError("Set DOCSUM_KAFKA__SCHEMA_REGISTRY_URL to register schemas.")
-        await self._registry.register(f"{self._topic}-value", _texts()[-1])
 
     async def _encoded(self, result: Result) -> bytes:
         text = _texts()[-1]
