@@ -45,8 +45,8 @@ class Apicurio:
         self._folder.mkdir()
         with tarfile.open(archive()) as packed:
             packed.extractall(self._folder, filter="data")
-        self._port, self._health = free_port(), free_port()
-        self.url = f"http://{HOST}:{self._port}/apis/ccompat/v7"
+        self.port, self._health = free_port(), free_port()
+        self.url = f"http://{HOST}:{self.port}/apis/ccompat/v7"
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -55,7 +55,7 @@ class Apicurio:
 
         options = {
             "quarkus.http.host": HOST,
-            "quarkus.http.port": self._port,
+            "quarkus.http.port": self.port,
             "quarkus.management.host": HOST,
             "quarkus.management.port": self._health,
             # Without the delay of 0, a kill loses schemas and gives their ids to others.
@@ -77,6 +77,10 @@ class Apicurio:
             urllib.request.urlopen(f"http://{HOST}:{self._health}/health/ready", timeout=5).read()
             return True
         return False
+
+    def forget(self) -> None:
+        """All that was registered; it must not run."""
+        (self._folder / "data.mv.db").unlink()
 
     def kill(self) -> None:
         if self._process is not None:

@@ -432,8 +432,8 @@ async def test_a_local_time_without_a_zone_is_refused() -> None:
 @pytest.mark.parametrize(
     ("theirs", "sentence"),
     [
-        ({"type": "record", "name": "Other", "fields": []}, "does not fit its Avro schema"),
-        ("string", "does not fit its Avro schema"),
+        ({"type": "record", "name": "a.Other", "fields": []}, "is a.Other, not docsum.DocumentReference"),
+        ("string", "of the registry is string, not docsum"),
     ],
 )
 async def test_records_of_another_schema_are_invalid(theirs: Schema, sentence: str) -> None:

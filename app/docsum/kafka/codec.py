@@ -215,11 +215,18 @@ def plain_schema(text: str) -> Any:
 
 
 def _parsed(text: str, schema_id: int) -> Any:
-    """A producer's schema with its logical types, so that its unit of time is understood."""
+    """A producer's schema with its logical types, so that its unit of time is understood.
+
+    One of another name would not fit either; but that its name is said tells of a registry that was emptied.
+    """
     try:
-        return parse_schema(json.loads(text))
+        parsed: Any = parse_schema(json.loads(text))
     except Exception as error:  # fastavro documents no type of error here
         raise InvalidEvent(f"Schema {schema_id} of the registry is not an Avro schema.") from error
+    name, ours = parsed["name"] if isinstance(parsed, dict) else str(parsed), _contract().schema["name"]
+    if name.rpartition(".")[2] != ours.rpartition(".")[2]:
+        raise InvalidEvent(f"Schema {schema_id} of the registry is {name}, not {ours}.")
+    return parsed
 
 
 def _read(value: bytes, start: int, writer: Any, reader: Any) -> Mapping[str, object]:
