@@ -141,9 +141,9 @@ def _scaling(rounds: Rounds, others: Sequence[str]) -> _Rows:
         turns = [each[workers] for each in rounds]
         yield (
             str(workers),
-            _spread((turn.rate for turn in turns), 0),
-            _spread(ratios(rounds, workers), 2) if workers != min(rounds[0]) else "",
-            _spread((turn.cpu_ms for turn in turns), 2),
+            spread((turn.rate for turn in turns), 0),
+            spread(ratios(rounds, workers), 2) if workers != min(rounds[0]) else "",
+            spread((turn.cpu_ms for turn in turns), 2),
             *(f"{median(turn.others_cpu_ms[name] for turn in turns):.2f}" for name in others),
             f"{median(turn.cores for turn in turns):.2f}",
         )
@@ -155,9 +155,9 @@ def _memory(rest: Mapping[str, float], rounds: Rounds) -> _Rows:
         for workers in rounds[0]:
             turns = [each[workers] for each in rounds]
             if name == WORKER:
-                loads.append(_spread(chain.from_iterable(turn.worker_mb for turn in turns), 0))
+                loads.append(spread(chain.from_iterable(turn.worker_mb for turn in turns), 0))
             else:
-                loads.append(_spread((turn.others_mb[name] for turn in turns), 0))
+                loads.append(spread((turn.others_mb[name] for turn in turns), 0))
         yield name, f"{megabytes:.0f}", *loads
 
 
@@ -166,13 +166,13 @@ def _starts(found: Sequence[_Found]) -> _Rows:
         each = [Start(**turn[title]) for turn in found]
         yield (
             title,
-            _spread((start.seconds for start in each), 2),
-            _spread((start.cpu for start in each), 2),
-            _spread((start.mb for start in each), 0),
+            spread((start.seconds for start in each), 2),
+            spread((start.cpu for start in each), 2),
+            spread((start.mb for start in each), 0),
         )
 
 
-def _spread(values: Iterable[float], digits: int) -> str:
+def spread(values: Iterable[float], digits: int) -> str:
     """The median, with the lowest and the highest."""
     ordered = sorted(values)
     return f"{median(ordered):,.{digits}f} ({ordered[0]:,.{digits}f}-{ordered[-1]:,.{digits}f})"

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+from confluent_kafka import Message
 
 from docsum.kafka.admin import PartitionLag
+from docsum.kafka.results import VERSION
 from docsum.models import DeadLetterFilter, DeadLetterRow, RunProgress
 from docsum.stores.clickhouse import ClickHouseStore
 from tests.chaos.world import IN_FLIGHT, POISON, Sample, World
+from tests.support.results import read_result
 
 #: Seconds without progress, while work is due and nothing is down, that are too many.
 STANDSTILL = 60.0
@@ -50,6 +55,7 @@ def judge(world: World) -> Verdict:
         *dead_letters(entries, {(message.key() or b"").decode() for message in topic}),
         *bill(money, world.deaths),
         *offsets(world.lags()),
+        *told(newest_results(world.records(world.topology.summaries)), count=world.count),
         *standstill(world.samples, world.calm_since),
         *(f"the harness could not do its part: {trouble}" for trouble in world.troubles),
     ]
@@ -123,6 +129,27 @@ def offsets(lags: Sequence[PartitionLag]) -> Iterator[str]:
     """All is committed to the end."""
     if behind := [lag for lag in lags if lag.lag]:
         yield f"not committed to the end: {behind[:3]}"
+
+
+def newest_results(records: Iterable[Message]) -> dict[str, dict[str, Any]]:
+    """By document, as an upstream reads the topic; None would be a deletion."""
+    found: dict[str, tuple[bytes, dict[str, Any]]] = {}
+    for record in records:
+        headers: dict[str, Any] = dict(record.headers() or ())
+        key, version = (record.key() or b"").decode(), headers[VERSION]
+        if version >= found.get(key, (b"", None))[0]:
+            found[key] = version, read_result(record.value() or b"")
+    return {key: result for key, (_, result) in found.items()}
+
+
+def told(results: Mapping[str, Mapping[str, Any]], count: int) -> Iterator[str]:
+    """Upstreams know of every document what has become of it, though workers were killed before they told."""
+    failed = [name for name, result in results.items() if result["outcome"] == "dead_lettered"]
+    stored = [name for name, result in results.items() if name not in failed and result["summary"]]
+    if (len(stored), len(failed), len(results)) != (count, POISON, count + POISON):
+        yield f"{count} summaries and {POISON} failures were to be told: {len(stored)} and {len(failed)} were"
+    if wrong := [name for name in failed if "poison" not in name]:
+        yield f"documents that are fine were told as failed: {wrong[:3]}"
 
 
 def standstill(samples: Sequence[Sample], calm_since: float) -> Iterator[str]:

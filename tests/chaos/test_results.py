@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ from confluent_kafka import Message
 from docsum.bootstrap import open_producer
 from docsum.kafka.codec import EventCodec, new_event
 from docsum.models import Operation, RecordCopy
+from tests.chaos.laws import newest_results
 from tests.support.broker import Broker
 from tests.support.deployment import Fleet, ModelServer, until
 from tests.support.engine import Engine
 from tests.support.results import read_result
+from tests.support.texts import write_documents
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -106,3 +109,53 @@ def test_a_worker_that_is_killed_before_it_tells_is_made_up_for(house: House) ->
     assert (failed["outcome"], failed["reason"]) == ("dead_lettered", "not_a_document")
     assert failed["summary"] is None
     assert house.model.billed["accepted"] == 1
+
+
+COUNT, EMPTY, KILLS = 80, 4, 3
+WORKERS = ("worker-0", "worker-1")
+
+
+@pytest.mark.long
+def test_whoever_is_killed_upstreams_hear_of_every_document_whatever_became_of_it(
+    tmp_path: Path, broker: Broker, engine: Engine
+) -> None:
+    """A run whose documents are summarised, and the same one again, whose documents have not changed."""
+    documents = tmp_path / "documents"
+    write_documents(documents, COUNT)
+    for number in range(EMPTY):
+        (documents / f"empty-{number}.txt").touch()
+    with (
+        closing(ModelServer(tmp_path / "model", "--fast", "--latency=0.3")) as model,
+        closing(Fleet(tmp_path, broker, engine, model, in_flight=4, summaries=True)) as fleet,
+    ):
+        fleet.start_workers(*WORKERS)
+        first = told_under_kills(fleet, documents)
+        again = told_under_kills(fleet, documents)
+    for name, result in first.items():
+        outcome = ("dead_lettered", "empty") if "empty" in name else ("done", "")
+        assert (result["outcome"], result["reason"]) == outcome
+        assert bool(result["summary"]) == (outcome[0] == "done")
+        outcome = ("dead_lettered", "empty") if "empty" in name else ("skipped", "unchanged")
+        assert (again[name]["outcome"], again[name]["reason"]) == outcome
+        assert again[name]["summary"] == result["summary"]
+        assert again[name]["version"] > result["version"]
+
+
+def told_under_kills(fleet: Fleet, documents: Path) -> dict[str, dict[str, Any]]:
+    """The newest result of every document, once a run is over that met so many deaths."""
+    topic = fleet.topology.summaries
+    before = fleet.size(topic)
+    run_id = fleet.announce(str(documents))
+    for kill in range(1, KILLS + 1):
+        goal = before + kill * COUNT // (KILLS + 2)
+        until(lambda goal=goal: fleet.size(topic) >= goal, 60, f"{goal} results")  # type: ignore[misc]  # bound now
+        name = WORKERS[kill % 2]
+        fleet.workers[name].kill()
+        fleet.workers[name].wait(20)
+        fleet.start_worker(name)
+    until(lambda: fleet.remaining(run_id) == 0, 120, "the run is over")
+    until(fleet.has_caught_up, 60, "all is committed")
+    results = newest_results(fleet.records(topic))
+    assert len(results) == COUNT + EMPTY
+    assert {str(each["run_id"]) for each in results.values()} == {run_id}
+    return results

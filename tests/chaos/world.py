@@ -89,6 +89,7 @@ class World(Fleet):
             ground.model,
             in_flight=IN_FLIGHT,
             partitions=2 * workers,
+            summaries=True,
         )
         ground.model.delete("/_billing")
         self.ground = ground

@@ -113,3 +113,24 @@ def test_only_processes_that_lived_long_are_told_of() -> None:
     assert list(trends({"a": long, "b": long[:40]}, 99)) == [
         "a 99 s: memory 100 -> 100 MB (+0.0 MB/h), open files 20 -> 20, threads 9 -> 9"
     ]
+
+
+def results(documents: int, poison: int, **others: dict[str, str]) -> dict[str, dict[str, str]]:
+    done = {"outcome": "done", "summary": "It is closed."}
+    return {
+        **{f"{number}.txt": done for number in range(documents)},
+        **{f"poison-{number}.txt": {"outcome": "dead_lettered", "summary": ""} for number in range(poison)},
+        **others,
+    }
+
+
+def test_a_result_that_nobody_was_told_is_found() -> None:
+    assert [*laws.told(results(20, POISON), 20)] == []
+    skipped = {"1.txt": {"outcome": "skipped", "summary": "It is closed."}}
+    assert [*laws.told(results(20, POISON) | skipped, 20)] == []
+    assert "19 and" in "; ".join(laws.told(results(19, POISON), 20))
+    assert f"20 and {POISON - 1} were" in "; ".join(laws.told(results(20, POISON - 1), 20))
+    empty = {"1.txt": {"outcome": "done", "summary": ""}}
+    assert "19 and" in "; ".join(laws.told(results(20, POISON) | empty, 20))
+    failed = {"1.txt": {"outcome": "dead_lettered", "summary": ""}}
+    assert "told as failed: ['1.txt']" in "; ".join(laws.told(results(20, POISON) | failed, 20))
