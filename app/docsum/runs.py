@@ -14,7 +14,13 @@ from datetime import datetime, timedelta
 from typing import Protocol, TypeVar
 from uuid import UUID
 
-from docsum.errors import BrokerUnavailable, DocsumError, InvalidEvent, StoreUnavailable
+from docsum.errors import (
+    BrokerUnavailable,
+    DocsumError,
+    InvalidEvent,
+    RegistryUnavailable,
+    StoreUnavailable,
+)
 from docsum.models import (
     ControlState,
     DeliveryState,
@@ -35,7 +41,8 @@ T = TypeVar("T")
 AT_ONCE = 1_000  # deliveries in flight, and rows in one write
 REFRESH = timedelta(seconds=5)  # the store takes 30 s of silence for an interruption
 LAG_PAUSE = timedelta(seconds=2)
-#: An outage of the broker or the store that lasts longer ends the publisher.
+#: What a publisher waits for; an outage that lasts longer than its patience ends it.
+OUTAGES = (BrokerUnavailable, RegistryUnavailable, StoreUnavailable)
 PATIENCE, PAUSE = timedelta(minutes=5), timedelta(seconds=1)
 SAVE_WITHIN = timedelta(seconds=5)
 
@@ -330,7 +337,7 @@ class _Publisher:
                     trouble = result
             if trouble is not None:
                 tired = self._clock.monotonic() - begun > PATIENCE.total_seconds()
-                if tired or not isinstance(trouble, BrokerUnavailable):
+                if tired or not isinstance(trouble, OUTAGES):
                     break
                 self._tell(replace(self._count, waiting=str(trouble)))
                 await self._clock.sleep(PAUSE.total_seconds())
@@ -351,12 +358,12 @@ async def patiently(
     tell: Callable[[str], None],
     patience: timedelta = PATIENCE,
 ) -> T:
-    """Does the step again while the broker or the store is away, for so long; `tell`: why it waits."""
+    """Does the step again while what it needs is away, for so long; `tell`: why it waits."""
     started = clock.monotonic()
     while True:
         try:
             return await step()
-        except (BrokerUnavailable, StoreUnavailable) as error:
+        except OUTAGES as error:
             if clock.monotonic() - started > patience.total_seconds():
                 raise
             tell(str(error))

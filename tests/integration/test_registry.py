@@ -147,10 +147,16 @@ def test_events_are_framed_and_a_registry_that_is_away_is_waited_for(
     # What a worker has read of the registry lasts: it needs it no more, for results neither.
     head = (fleet.records(topics.backfill)[0].value() or b"")[:5]
     registry.kill()
+    write_documents(fleet.folder / "meanwhile", COUNT, 9)
+    publisher = fleet.start("run", str(fleet.folder / "meanwhile"), "--no-wait", "--json")
     send(fleet, "without it", int.from_bytes(head[1:], "big"))
     until(lambda: "without it" in told(fleet), 60, "it is done and told")
     assert is_done(fleet, "without it")
+    stays(lambda: publisher.poll() is None, 10, "who announces waits for it")
     registry.start()
+    out, err = publisher.communicate(timeout=90)
+    assert publisher.returncode == 0, err
+    until(lambda: fleet.counts(json.loads(out)["run_id"]) == {"done": COUNT}, 60, "all are done")
     assert {head[:1] for head in told(fleet).values()} == {b"\x00"}
     until(fleet.has_caught_up, 30, "all is committed")
 

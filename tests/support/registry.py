@@ -23,6 +23,7 @@ class Registry(BaseHTTPRequestHandler):
     compatibility: ClassVar[dict[str, str]]
     level: ClassVar[str]  # where a subject says nothing
     reads: ClassVar[list[int]]
+    questions: ClassVar[int]  # of any kind
     failure: ClassVar[tuple[int, Any] | None]
 
     def do_POST(self) -> None:
@@ -67,6 +68,7 @@ class Registry(BaseHTTPRequestHandler):
         self._answer(404, {"error_code": 40403, "message": "Schema not found"})
 
     def _answer(self, status: int, body: Any) -> None:
+        type(self).questions += 1
         status, body = self.failure or (status, body)
         content = json.dumps(body).encode()
         self.send_response(status)
@@ -88,6 +90,7 @@ def schema_registry() -> Iterator[type[Registry]]:
         compatibility: ClassVar = {}
         level: ClassVar = "NONE"  # as Apicurio's
         reads: ClassVar = []
+        questions: ClassVar = 0
         failure: ClassVar = None
 
     server = ThreadingHTTPServer((HOST, 0), Fresh)

@@ -10,7 +10,13 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from docsum.errors import BrokerUnavailable, DocsumError, InvalidEvent, StoreUnavailable
+from docsum.errors import (
+    BrokerUnavailable,
+    DocsumError,
+    InvalidEvent,
+    RegistryUnavailable,
+    StoreUnavailable,
+)
 from docsum.models import (
     Control,
     ControlState,
@@ -191,12 +197,13 @@ async def test_what_cannot_be_announced_is_told_and_the_rest_goes_on(
 async def test_an_outage_is_waited_out(store: FlakyStore, recorder: Recorder, clock: FakeClock) -> None:
     counts: list[Published] = []
     store.failures_left = 3
-    recorder.errors["a"] = [BrokerUnavailable("Kafka is down.")]
+    recorder.errors["a"] = [BrokerUnavailable("Kafka is down."), RegistryUnavailable("So is the registry.")]
     run = await publish(
         a_run(), documents("a"), store=store, announce=recorder, clock=clock, tell=counts.append
     )
     assert run.state is RunState.PUBLISHED
-    assert {"ClickHouse is down.", "Kafka is down."} <= {count.waiting for count in counts}
+    waited = {"ClickHouse is down.", "Kafka is down.", "So is the registry."}
+    assert waited <= {count.waiting for count in counts}
 
 
 async def test_an_outage_that_does_not_end_leaves_a_run_that_can_be_resumed(

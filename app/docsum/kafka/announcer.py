@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
-from docsum.errors import DocsumError
+from docsum.errors import DocsumError, InvalidEvent
 from docsum.kafka.codec import Event, EventCodec, new_event
 from docsum.kafka.producer import KafkaProducer
 from docsum.models import Coordinates, Operation, RecordCopy, Run, from_ms, to_ms
@@ -27,7 +27,10 @@ class Announcer:
     clock: Clock
 
     async def __call__(self, run: Run, listed: Sequence[Listed]) -> Sequence[datetime | DocsumError]:
-        """All are handed over before the first is waited for; no task for each, which would take as long."""
+        """All are handed over before the first is waited for; no task for each, which would take as long.
+
+        What is everyone's trouble is met once: the rest of them is not tried.
+        """
         topic, published_ms = self.topology.lane_topic(run.lane), to_ms(self.clock.now())
         sent: list[asyncio.Future[Coordinates] | DocsumError] = []
         for entry in listed:
@@ -35,8 +38,11 @@ class Announcer:
                 sent.append(
                     await self._submit(_event(entry, run_id=run.id, force=run.force), topic, published_ms)
                 )
-            except DocsumError as error:
+            except InvalidEvent as error:
                 sent.append(error)
+            except DocsumError as error:
+                sent += [error] * (len(listed) - len(sent))
+                break
         moment = from_ms(published_ms)
         return [each if isinstance(each, DocsumError) else await _acknowledged(each, moment) for each in sent]
 

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import asyncio
+from collections.abc import Callable, Coroutine, Hashable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from docsum.errors import BrokerError, ConfigurationError, InvalidEvent, RegistryUnavailable, SchemaUnknown
 
 if TYPE_CHECKING:
     from confluent_kafka.schema_registry import Schema
 
+T = TypeVar("T")
+
 COMPATIBILITY = "FULL_TRANSITIVE"  # a replayed record may be older or newer than its reader
 _TIMEOUT = 5  # seconds for one request
 
 
 class SchemaRegistry:
-    """A thin layer over confluent-kafka's asynchronous client, which caches what it has read."""
+    """A thin layer over confluent-kafka's asynchronous client, which caches what it has read.
+
+    Whoever asks the same at once asks together: a worker that begins would else ask a hundred times, and
+    again each time that a registry is too slow for that.
+    """
 
     def __init__(self, url: str) -> None:
         """Raises ConfigurationError for an address that is not http(s)."""
@@ -28,14 +36,17 @@ class SchemaRegistry:
             raise ConfigurationError(
                 "DOCSUM_KAFKA__SCHEMA_REGISTRY_URL must be an http:// or https:// address."
             ) from error
+        self._asking: dict[Hashable, asyncio.Task[Any]] = {}  # Any: each question has its own answer
 
     async def aclose(self) -> None:
+        for asking in list(self._asking.values()):
+            asking.cancel()
         await self._client.aclose()
 
     async def text_of(self, schema_id: int) -> str:
         """The Avro schema with this id. Raises SchemaUnknown, RegistryUnavailable or InvalidEvent."""
         try:
-            schema = await self._client.get_schema(schema_id)
+            schema = await self._together(schema_id, lambda: self._client.get_schema(schema_id))
         except Exception as error:
             raise _translated(error, f"schema {schema_id}") from error
         if not schema.schema_str:
@@ -47,12 +58,23 @@ class SchemaRegistry:
     async def id_of(self, subject: str, text: str) -> int:
         """The id under which the schema is registered. Raises SchemaUnknown or RegistryUnavailable."""
         try:
-            found = await self._client.lookup_schema(subject, _avro(text))
+            found = await self._together(
+                (subject, text), lambda: self._client.lookup_schema(subject, _avro(text))
+            )
         except Exception as error:
             raise _translated(error, f"our schema under {subject}; run `docsum setup schemas`") from error
         if found.schema_id is None:
             raise RegistryUnavailable(f"The schema registry gives no id for the schema under {subject}.")
         return found.schema_id
+
+    async def _together(self, key: Hashable, ask: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """The answer to a question that may be under way; who is cancelled leaves it to the others."""
+        asking = self._asking.get(key)
+        if asking is None:
+            asking = self._asking[key] = asyncio.create_task(ask())
+            asking.add_done_callback(lambda _: self._asking.pop(key, None))
+        answer: T = await asyncio.shield(asking)
+        return answer
 
     async def has(self, subject: str, text: str) -> bool:
         """Whether the schema is registered under the subject. Raises RegistryUnavailable."""
