@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from docsum.kafka.producer import KafkaProducer
     from docsum.settings import Settings
     from docsum.stores.clickhouse import ClickHouseStore
+    from docsum.stores.group_commit import Flushed
 
 T = TypeVar("T")
 
@@ -27,11 +28,14 @@ PATIENCE = timedelta(seconds=3.5)  # for each part of a look, all at once
 
 
 @asynccontextmanager
-async def open_store(settings: Settings) -> AsyncIterator[ClickHouseStore]:
-    """The store, its schema checked. Raises StoreUnavailable or StoreMisconfigured."""
+async def open_store(settings: Settings, flushed: Flushed | None = None) -> AsyncIterator[ClickHouseStore]:
+    """The store, its schema checked; `flushed` hears of inserts.
+
+    Raises StoreUnavailable or StoreMisconfigured.
+    """
     from docsum.stores.clickhouse import ClickHouseStore
 
-    async with ClickHouseStore(settings.clickhouse, settings.store.flush_interval) as store:
+    async with ClickHouseStore(settings.clickhouse, settings.store.flush_interval, flushed) as store:
         await store.check()
         yield store
 

@@ -218,6 +218,10 @@ class Breakers:
         self._breakers.move_to_end(dependency)
         return breaker
 
+    def count_open(self, prefix: str) -> int:
+        """Of the dependencies whose name begins so."""
+        return sum(breaker.is_open for name, breaker in self._breakers.items() if name.startswith(prefix))
+
     def troubles(self) -> list[Trouble]:
         """Of all that are open."""
         return [trouble for breaker in self._breakers.values() if (trouble := breaker.trouble())]

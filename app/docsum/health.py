@@ -20,6 +20,7 @@ from docsum.models import (
     ControlState,
     DeadLetterFilter,
     DeadLetterGroup,
+    OpenBatches,
     Run,
     RunProgress,
     RunState,
@@ -45,11 +46,19 @@ class Stored:
     runs: Sequence[tuple[Run, RunProgress]] | None = None
     spent_today: Decimal | None = None
     dead_letters: Sequence[DeadLetterGroup] | None = None  # open ones
+    batches: Sequence[OpenBatches] | None = None
 
     @property
     def is_empty(self) -> bool:
-        parts = (self.workers, self.controls, self.runs, self.spent_today, self.dead_letters)
-        return all(part is None for part in parts)
+        return all(part is None for part in self._parts)
+
+    @property
+    def is_whole(self) -> bool:
+        return all(part is not None for part in self._parts)
+
+    @property
+    def _parts(self) -> tuple[object, ...]:
+        return (self.workers, self.controls, self.runs, self.spent_today, self.dead_letters, self.batches)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +176,10 @@ async def ask(store: SummaryStore, clock: Clock, stored: Stored) -> None:
     async def dead_letters() -> None:
         stored.dead_letters = await store.dead_letter_groups(DeadLetterFilter())
 
-    questions = (workers(), controls(), runs(), spent(), dead_letters())
+    async def batches() -> None:
+        stored.batches = await store.open_batch_counts()
+
+    questions = (workers(), controls(), runs(), spent(), dead_letters(), batches())
     for result in await asyncio.gather(*questions, return_exceptions=True):
         if isinstance(result, BaseException):
             raise result

@@ -291,6 +291,16 @@ _BATCH_RANKS = (BatchState.SUBMITTING, BatchState.IN_DOUBT, BatchState.ABANDONED
 
 
 @dataclass(frozen=True, slots=True)
+class OpenBatches:
+    """The batches in one of the open states."""
+
+    state: BatchState
+    count: int
+    requests: int
+    oldest: datetime  # when the intent of the oldest one was written
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """Requests that were bought together, at half the price."""
 
@@ -782,6 +792,18 @@ class Member:
 
 
 @dataclass(frozen=True, slots=True)
+class Position:
+    """Where the workers are in one partition that they read."""
+
+    topic: str
+    partition: int
+    offset: int  # the next one to be finished: the committed one, or the log's start where that is later
+    left: int  # records from there to the end
+    lost: int  # deleted by retention before they were finished
+    oldest: datetime | None = None  # timestamp of the record at the offset; None: none, or it did not come
+
+
+@dataclass(frozen=True, slots=True)
 class Backlog:
     """Everything that waits, and who is there to do it."""
 
@@ -789,6 +811,7 @@ class Backlog:
     held: int  # events of paused runs
     dead_letters: int  # records of that topic, settled ones too
     members: tuple[Member, ...]
+    positions: tuple[Position, ...] = ()
 
 
 # -- money and traces: what the store is asked about --------------------------------------------------------

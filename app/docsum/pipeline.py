@@ -237,6 +237,7 @@ class Pipeline:
         except Exception as error:
             outcome = await self._settle(trip, classify(error, trip.stage))
         else:
+            self.observer.decoded(trip.reference)
             async with self._exclusion.of(trip.reference.document_id):
                 outcome = await self._work(trip, trip.reference)
         if not isinstance(outcome, Deferred):
@@ -484,6 +485,7 @@ class Pipeline:
             run = trip.run
             target, control = (run.id, run.control) if run else (LIVE_EVENTS, None)
             await self._patiently(trip, "store", self._pause, target, control, reason, forever=True)
+            self.observer.guarded(trip.delivery, failure)
             if run is not None:
                 return await self._finish(trip, Held(reason))
             await self._patiently(trip, "admit", self._admit, trip.reference)

@@ -35,6 +35,7 @@ from docsum.models import (
     Failure,
     Known,
     Lane,
+    OpenBatches,
     Outcome,
     Recipe,
     RecordCopy,
@@ -234,6 +235,9 @@ class SummaryStore(Protocol):
     async def batches(self, run_id: UUID | None = None, limit: int = 50) -> Sequence[Batch]:
         """The newest first; those with a request of that run."""
 
+    async def open_batch_counts(self) -> Sequence[OpenBatches]:
+        """By state, those without any left out."""
+
     async def bury(self, deaths: Sequence[Death]) -> None:
         """Write down what was at work in workers that ended without a word; each death counts once."""
 
@@ -374,6 +378,9 @@ class Observer(Protocol):
 
     def started(self, delivery: Delivery) -> None: ...
 
+    def decoded(self, reference: DocumentReference) -> None:
+        """The delivery that was started in this task is of this document."""
+
     def finished(self, delivery: Delivery, outcome: Outcome) -> None: ...
 
     def holding(self, delivery: Delivery, failure: Failure, wait: timedelta) -> None:
@@ -381,3 +388,6 @@ class Observer(Protocol):
 
     def released(self, delivery: Delivery) -> None:
         """The step that was held has worked."""
+
+    def guarded(self, delivery: Delivery, failure: Failure) -> None:
+        """In place of this failure the delivery's run, or the live events, are paused."""

@@ -18,6 +18,7 @@ from typing import TypeVar
 import structlog
 
 from docsum.bootstrap import open_admin, open_store, setup_store, setup_topics, when_there
+from docsum.breakers import Breakers
 from docsum.crashes import CrashGuard
 from docsum.errors import ConfigurationError
 from docsum.extractors import DocumentExtractor
@@ -45,7 +46,7 @@ from docsum.summarisers.gate import CallGate
 from docsum.summarisers.prices import Prices
 from docsum.summarisers.quality import language
 from docsum.telemetry import health, logs
-from docsum.telemetry.metrics import Metrics
+from docsum.telemetry.metrics import UNITS, WorkerMetrics
 from docsum.telemetry.observer import WorkerObserver
 
 log = structlog.get_logger(__name__)
@@ -78,18 +79,19 @@ async def serve_worker(settings: Settings, *, lane: Lane = Lane.LIVE, set_up: bo
 
 
 async def _work(settings: Settings, stop: asyncio.Event, lane: Lane, set_up: bool) -> None:
-    topology, clock, metrics = settings.topology(), SystemClock(), Metrics()
+    topology, clock = settings.topology(), SystemClock()
+    metrics = WorkerMetrics(topology, settings.model.name)
     newborn, prices = _newborn(settings, lane, clock.now()), Prices.load()
     prices.of(settings.model.name)  # an unknown model is an error now, never a free call later
     client = make_client(settings.model, settings.worker.max_in_flight)
     gate, extract, is_batch = _gate(settings, clock), settings.extract, lane is Lane.BATCH
-    observer, crashes = WorkerObserver(metrics, clock), CrashGuard()
+    observer, crashes = WorkerObserver(metrics, clock, topology), CrashGuard()
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
         admin = open_admin(settings)
         await _set_up(settings, stop, set_up)
         retries = await when_there(stop, lambda: _checked_topics(admin, settings))
-        store = await when_there(stop, lambda: enter(open_store(settings)))
+        store = await when_there(stop, lambda: enter(open_store(settings, observer.flushed)))
         publisher = await when_there(
             stop,
             lambda: enter(CopyPublisher(settings.kafka.bootstrap_servers, aiokafka_security(settings.kafka))),
@@ -120,6 +122,7 @@ async def _work(settings: Settings, stop: asyncio.Event, lane: Lane, set_up: boo
             prices,
             timeout=settings.model.timeout,
             reuse_scope=settings.model.reuse_scope,
+            called=observer.called,
         )
         stack.push_async_callback(client.close)
         await asyncio.to_thread(language.load)  # better now than in front of the first document
@@ -148,18 +151,17 @@ async def _work(settings: Settings, stop: asyncio.Event, lane: Lane, set_up: boo
             finally:
                 observer.ended(trip.delivery)
 
-        def on_share(share: float) -> None:
-            gate.share = share
-
         member = _membership(settings, lane, newborn.worker, retries)
         worker = KafkaWorker(
             member,
             process,
             clock,
-            on_share,
+            partial(_owns, gate, metrics),
             lambda: backlog.unowned(settings.kafka, member.group, (*member.topics, *member.retries)),
+            on_expired=lambda topic, count: metrics.expired.labels(topic).inc(count),
         )
         _follow(metrics, worker, store)
+        _follow_model(metrics, gate, pipeline.breakers)
 
         def status(now: datetime, stopped: bool) -> WorkerStatus:
             return replace(
@@ -246,10 +248,39 @@ def _gate(settings: Settings, clock: Clock) -> CallGate:
     )
 
 
-def _follow(metrics: Metrics, worker: KafkaWorker, store: ClickHouseStore) -> None:
+def _follow(metrics: WorkerMetrics, worker: KafkaWorker, store: ClickHouseStore) -> None:
     metrics.follow(metrics.in_flight, lambda: len(worker.running))
     metrics.follow(metrics.unstored, lambda: store.buffered_rows)
+    metrics.follow(metrics.store_down, lambda: store.unavailable_since is not None)
     metrics.follow(metrics.partitions, lambda: len(worker.partitions))
+    metrics.follow(metrics.member, lambda: worker.is_member)
+
+
+def _follow_model(metrics: WorkerMetrics, gate: CallGate, breakers: Breakers) -> None:
+    metrics.follow(metrics.calls_now, lambda: gate.state().calls)
+    metrics.follow(metrics.calls_waiting, lambda: gate.state().waiting)
+    metrics.follow(metrics.places, lambda: gate.state().width)
+    metrics.follow(metrics.retry_after, lambda: gate.state().cooling)
+    for unit in UNITS:
+        metrics.follow(metrics.limits.labels(unit), partial(_limit, gate, unit))
+        metrics.follow(metrics.used.labels(unit), partial(_used, gate, unit))
+    models, all_of_them = partial(breakers.count_open, "model "), partial(breakers.count_open, "")
+    metrics.follow(metrics.breakers.labels("model"), models)
+    metrics.follow(metrics.breakers.labels("source"), lambda: all_of_them() - models())
+
+
+def _limit(gate: CallGate, unit: str) -> float:
+    return gate.state().limits[unit.replace("_", "-")]  # as the provider's headers have it
+
+
+def _used(gate: CallGate, unit: str) -> float:
+    return gate.state().used[unit.replace("_", "-")]
+
+
+def _owns(gate: CallGate, metrics: WorkerMetrics, share: float) -> None:
+    """After a rebalance."""
+    gate.share = share
+    metrics.rebalances.inc()
 
 
 def _calm_the_collector() -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, field
 from datetime import timedelta
 from io import BytesIO
 from ipaddress import ip_address
@@ -31,28 +31,32 @@ from docsum.bootstrap import (
     setup_topics,
     when_there,
 )
-from docsum.errors import ConfigurationError
+from docsum.errors import ConfigurationError, DocsumError
 from docsum.fetchers import check_allowed
 from docsum.fetchers.webhook import WebhookSender
 from docsum.health import Health
+from docsum.kafka.admin import KafkaAdmin
 from docsum.kafka.announcer import Announcer
 from docsum.kafka.codec import EventCodec
 from docsum.kafka.dead_letters import DeadLetterTopic, replay_copy
 from docsum.kafka.producer import KafkaProducer
 from docsum.kafka.results import deletion
 from docsum.models import Lane, Recipe, SummaryRow
-from docsum.ports import Codec, SystemClock
+from docsum.ports import Clock, Codec, SystemClock
 from docsum.replay import DeadLetterRecords, Replay
 from docsum.settings import Api, Settings
 from docsum.sources import Source
 from docsum.stores.clickhouse import ClickHouseStore
 from docsum.summarisers.prices import Prices
 from docsum.telemetry import logs
+from docsum.telemetry.metrics import DeploymentMetrics, exposed
+from docsum.topics import Topology
 
 log = structlog.get_logger(__name__)
 
 LOOK_AGE = timedelta(seconds=2)  # so long one look serves all who ask
 LOOK_STALE = timedelta(seconds=10)  # an older one is waited for; one in between is renewed meanwhile
+RETENTION_AGE = timedelta(minutes=1)
 _GRACE = 5  # seconds that requests get to end after SIGTERM
 
 
@@ -203,6 +207,13 @@ def _service(
     def check_model(recipe: Recipe) -> None:
         prices.of(recipe.model)
 
+    look = Recent(lambda: look_at(settings, store), clock.monotonic)
+    metrics, retention = DeploymentMetrics(topology), Retention(admin, topology, clock)
+
+    async def scrape(accept: str) -> tuple[bytes, str]:
+        metrics.show(await look(), await retention.now())
+        return exposed(metrics.registry, accept)
+
     return Service(
         store=store,
         clock=clock,
@@ -216,11 +227,31 @@ def _service(
         check_source=check_source,
         check_webhook=check_webhook,
         check_model=check_model,
-        look=Recent(lambda: look_at(settings, store), clock.monotonic),
+        look=look,
+        scrape=scrape,
         take_back=take_back,
         dead_letters=dead_letters,
         replays=Replays(store, clock, replay),
     )
+
+
+@dataclass
+class Retention:
+    """How long topics are kept: asked now and then, what was heard last where the broker does not answer."""
+
+    admin: KafkaAdmin
+    topology: Topology
+    clock: Clock
+    _last: Mapping[str, timedelta | None] = field(default_factory=dict)
+    _ask_at: float = float("-inf")
+
+    async def now(self) -> Mapping[str, timedelta | None]:
+        """By topic; None: for ever."""
+        if self.clock.monotonic() >= self._ask_at:
+            self._ask_at = self.clock.monotonic() + RETENTION_AGE.total_seconds()
+            with suppress(DocsumError, TimeoutError):
+                self._last = await asyncio.wait_for(self.admin.retention(self.topology), 2)
+        return self._last
 
 
 @dataclass

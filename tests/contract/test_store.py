@@ -37,6 +37,7 @@ from docsum.models import (
     FailureRow,
     Known,
     Lane,
+    OpenBatches,
     Recipe,
     Rows,
     Run,
@@ -415,6 +416,10 @@ async def test_an_open_batch_comes_back_with_its_items_and_never_goes_back_a_sta
     await store.save_batch(replace(begun, changed_at=NOW + timedelta(minutes=1)))
     await store.save_batch(replace(begun, state=BatchState.ABANDONED, changed_at=NOW + timedelta(minutes=2)))
     assert [found for found, _ in await store.open_batches({3})] == [known]
+    assert list(await store.open_batch_counts()) == [
+        OpenBatches(BatchState.SUBMITTED, 1, begun.size, begun.created_at),
+        OpenBatches(BatchState.SUBMITTING, 1, other.size, other.created_at),
+    ]
     assert list(await store.open_batches({3}, {begun.intent})) == []
     assert await store.provider_batches(NOW) == {"msgbatch_1": begun.intent}
     assert await store.provider_batches(NOW + timedelta(seconds=1)) == {}

@@ -74,6 +74,7 @@ class Bench:
     store: KeptAnswers = field(default_factory=KeptAnswers)
     clock: FakeClock = field(default_factory=FakeClock)
     paid: int = 0
+    calls: list[tuple[Lane, str]] = field(default_factory=list)
 
     def summariser(
         self, *, places: int = 8, timeout: float = 5.0, client: anthropic.AsyncAnthropic | None = None
@@ -86,6 +87,7 @@ class Bench:
             self.clock,
             PRICES,
             timeout=timedelta(seconds=timeout),
+            called=lambda lane, reason, seconds: self.calls.append((lane, reason)),
         )
 
     async def pay(self) -> None:
@@ -407,6 +409,7 @@ async def test_after_a_429_the_whole_gate_cools_down(
     before = bench.clock.monotonic()
     await ask(bench, summariser, text="Another text about the same harbour of Lindau and its gravel.")
     assert bench.clock.monotonic() - before == pytest.approx(waited)
+    assert bench.calls == [(Lane.LIVE, "rate_limited"), (Lane.LIVE, "ok")]
 
 
 async def test_a_lost_reply_is_kept_with_its_estimated_cost(bench: Bench) -> None:

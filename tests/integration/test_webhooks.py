@@ -257,7 +257,7 @@ class Api:
     def _answers(self) -> bool:
         assert self.process is not None and self.process.poll() is None, self.log.read_text()[-3000:]
         with suppress(OSError):
-            self.ask("/healthz")
+            self.ask("/livez")
             return True
         return False
 

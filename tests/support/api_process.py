@@ -47,7 +47,7 @@ class ApiProcess:
         assert self._process is not None
         assert self._process.poll() is None, self.said()[-3000:]
         with suppress(OSError):
-            urllib.request.urlopen(f"{self.url}/healthz", timeout=5).read()
+            urllib.request.urlopen(f"{self.url}/livez", timeout=5).read()
             return True
         return False
 

@@ -227,8 +227,11 @@ class FakeObserver:
     def __init__(self) -> None:
         self.outcomes: list[Outcome] = []
         self.held: list[Failure] = []
+        self.guards: list[Failure] = []
 
     def started(self, delivery: Delivery) -> None: ...
+
+    def decoded(self, reference: DocumentReference) -> None: ...
 
     def finished(self, delivery: Delivery, outcome: Outcome) -> None:
         self.outcomes.append(outcome)
@@ -237,3 +240,6 @@ class FakeObserver:
         self.held.append(failure)
 
     def released(self, delivery: Delivery) -> None: ...
+
+    def guarded(self, delivery: Delivery, failure: Failure) -> None:
+        self.guards.append(failure)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -32,10 +32,24 @@ from docsum.replay import DeadLetterRecords, Replay
 from docsum.settings import Api
 from docsum.sources import Entry, Listed, Source
 from docsum.stores.memory import MemoryStore
+from docsum.telemetry.metrics import DeploymentMetrics, exposed
 from docsum.topics import Topology
 from tests.support.fakes import FakePublisher
 
 MODEL = "claude-haiku-5-5"
+
+
+def scraped(
+    look: Callable[[], Awaitable[Health]], topology: Topology
+) -> Callable[[str], Awaitable[tuple[bytes, str]]]:
+    """What the API answers to a scrape after such a look."""
+    metrics = DeploymentMetrics(topology)
+
+    async def scrape(accept: str) -> tuple[bytes, str]:
+        metrics.show(await look(), {topology.documents: topology.retention})
+        return exposed(metrics.registry, accept)
+
+    return scrape
 
 
 @dataclass
@@ -119,6 +133,7 @@ class FakeService:
             check_webhook=_check_webhook,
             check_model=_check_model,
             look=self.look,
+            scrape=scraped(self.look, self.topology),
             take_back=self.take_back,
             dead_letters=dead_letters,
             replays=Replays(self.store, self.clock, replay),
@@ -133,13 +148,16 @@ class FakeService:
         self.taken_back.append(row)
 
     async def look(self) -> Health:
-        stored = Stored()
-        await ask(self.store, self.clock, stored)
+        stored, errors = Stored(), [*self.errors]
+        try:
+            await ask(self.store, self.clock, stored)
+        except DocsumError as error:
+            errors.append(error)
         return Health(
             self.clock.now(),
             backlog=self.backlog,
             stored=stored,
-            errors=self.errors,
+            errors=errors,
             daily_budget=self.daily_budget,
         )
 

@@ -630,8 +630,27 @@ async def test_a_bug_is_a_500_without_its_inside(fake: FakeService, monkeypatch:
     assert (answer.status_code, "secret" in answer.text) == (500, False)
 
 
+async def test_metrics_need_no_token_and_no_store(fake: FakeService, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake.is_open = False
+    async with opened(fake.build()) as client:
+        assert (await client.get("/v1/runs")).status_code == 401
+        answer = await client.get("/metrics")
+    assert answer.status_code == 200
+    assert answer.headers["content-type"].startswith("text/plain")
+    assert 'docsum_dependency_up{dependency="kafka"} 1.0' in answer.text
+
+    async def down(*_: object) -> None:
+        raise StoreUnavailable("ClickHouse at http://store does not answer.")
+
+    for question in ("tokens", "workers", "spent"):
+        monkeypatch.setattr(fake.store, question, down)
+    async with opened(fake.build()) as client:
+        answer = await client.get("/metrics")
+    assert 'docsum_dependency_up{dependency="clickhouse"} 0.0' in answer.text
+
+
 async def test_answers_carry_the_headers_that_keep_a_browser_safe(client: Client) -> None:
-    for path in ("/v1/runs", "/nope", "/healthz"):
+    for path in ("/v1/runs", "/nope", "/livez"):
         headers = (await client.get(path)).headers
         assert "default-src 'none'" in headers["content-security-policy"]
         assert (headers["x-content-type-options"], headers["cache-control"]) == ("nosniff", "no-store")

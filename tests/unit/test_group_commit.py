@@ -212,3 +212,17 @@ async def test_who_waits_when_the_store_closes_is_told() -> None:
             await write
         with pytest.raises(StoreUnavailable, match="closed"):
             await commits.write(rows("b"))
+
+
+async def test_every_insert_is_told_with_its_seconds_and_its_error() -> None:
+    store, told = Store(), list[tuple[int, str]]()
+    store.trouble.append(StoreUnavailable("Down."))
+    store.wrong = {"b"}
+
+    def flushed(flush: Rows, seconds: float, error: DocsumError | None) -> None:
+        assert seconds >= 0
+        told.append((len(flush.failures), type(error).__name__))
+
+    async with committing(store, flushed=flushed) as commits:
+        await writes(commits, ["a", "b"])
+    assert told == [(2, "StoreUnavailable"), (2, "RowRefused"), (1, "NoneType"), (1, "RowRefused")]

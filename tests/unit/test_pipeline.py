@@ -631,6 +631,7 @@ async def test_a_flood_of_failures_that_may_be_ours_pauses_its_run(house: House,
     assert control.state is ControlState.PAUSED and "No such field." in control.reason
     dead = [copy for copy in house.publisher.copies if copy.topic == "docsum.dlq"]
     assert len(dead) < 50
+    assert {failure.reason for failure in house.observer.guards} == {"model_rejected"}
 
 
 async def test_a_flood_that_was_accepted_and_documents_own_faults_pause_nothing(house: House) -> None:

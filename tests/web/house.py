@@ -50,6 +50,7 @@ from docsum.sources import Listed, Source
 from docsum.stores.memory import MemoryStore
 from docsum.topics import Topology
 from tests.support.fakes import START, FakeClock, FakeCodec, FakePublisher, summary
+from tests.support.service import scraped
 
 RECIPE = Recipe("local-extractive-1")
 HOST = "127.0.0.1:8080"
@@ -183,6 +184,7 @@ class House:
             check_webhook=lambda _: None,
             check_model=lambda _: None,
             look=look,
+            scrape=scraped(look, topology),
             dead_letters=dead_letters,
             take_back=take_back,
             replays=Replays(self.store, clock, replay),

@@ -349,7 +349,7 @@ def test_elsewhere_a_token_is_asked_for(chromium: Browser, stack: Stack) -> None
     made = Tab(chromium, stack, viewport={"width": 1280, "height": 800})
     made.forgives = True
     try:
-        until(lambda: answers(f"http://127.0.0.1:{port}/healthz"), 60, "the API answers")
+        until(lambda: answers(f"http://127.0.0.1:{port}/livez"), 60, "the API answers")
         page = made.page
         page.goto(f"http://127.0.0.1:{port}/workers")
         page.get_by_label("Token").fill("docsum_wrong")

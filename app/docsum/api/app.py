@@ -6,7 +6,7 @@ from http import HTTPStatus
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
-from fastapi import Depends, FastAPI, Request, Response
+from fastapi import Depends, FastAPI, Header, Request, Response
 from fastapi.routing import APIRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -85,7 +85,7 @@ def _operation_id(route: APIRoute) -> str:
 
 
 def _add_health(app: FastAPI) -> None:
-    @app.get("/healthz", tags=["health"], summary="Whether this process answers")
+    @app.get("/livez", tags=["health"], summary="Whether this process answers")
     async def alive() -> dict[str, bool]:
         return {"alive": True}
 
@@ -95,6 +95,13 @@ def _add_health(app: FastAPI) -> None:
         if health.errors:
             response.status_code = HTTPStatus.SERVICE_UNAVAILABLE
         return {"ready": not health.errors}
+
+    # Without a token, as the worker's: tokens are in ClickHouse, and this must answer while that is down. It
+    # tells numbers, never ids or texts.
+    @app.get("/metrics", include_in_schema=False)
+    async def metrics(service: Needed, accept: Annotated[str, Header()] = "") -> Response:
+        body, kind = await service.scrape(accept)
+        return Response(body, media_type=kind)
 
     @app.get("/v1/health", tags=["health"], summary="What is wrong, and what to do")
     async def health(service: Needed, _: Annotated[access.Caller, Depends(caller)]) -> Healthy:

@@ -48,6 +48,8 @@ class Service:
     check_model: Callable[[Recipe], None]
     #: One look at everything, a few seconds old at most.
     look: Callable[[], Awaitable[Health]]
+    #: The answer to a scrape by Prometheus and its media type, for the scraper's `Accept`.
+    scrape: Callable[[str], Awaitable[tuple[bytes, str]]]
     #: Tells upstreams that the document of this tombstone is deleted, if they are told anything. Raises
     #: BrokerUnavailable.
     take_back: Callable[[SummaryRow], Awaitable[None]]

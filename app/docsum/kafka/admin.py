@@ -80,6 +80,10 @@ class KafkaAdmin:
         """
         return await self._run(lambda session: _lag(session, group, topology, lane))
 
+    async def retention(self, topology: Topology) -> dict[str, timedelta | None]:
+        """How long the broker keeps the records of each topic that workers read; None: for ever."""
+        return await self._run(lambda session: _retention(session, topology))
+
     async def existing_retry_topics(self, topology: Topology) -> tuple[str, ...]:
         """Those of former delays too: the worker empties every one that exists."""
         counts = await self._run(lambda session: session.partition_counts())
@@ -314,6 +318,12 @@ def _check(session: _Session, topology: Topology) -> list[str]:
         for key, value in _shortfalls(wanted[name], config).items():
             found.append(f"Topic {name} has {key}={config.get(key, '')} instead of {value}.")
     return found
+
+
+def _retention(session: _Session, topology: Topology) -> dict[str, timedelta | None]:
+    read = [name for name in session.partition_counts() if any(topology.is_read(name, lane) for lane in Lane)]
+    kept = {name: int(config["retention.ms"]) for name, config in session.configs(read).items()}
+    return {name: None if ms < 0 else timedelta(milliseconds=ms) for name, ms in sorted(kept.items())}
 
 
 def _lag(session: _Session, group: str, topology: Topology, lane: Lane) -> list[PartitionLag]:

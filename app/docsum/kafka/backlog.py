@@ -22,7 +22,7 @@ from docsum.errors import BrokerUnavailable, ConfigurationError
 from docsum.kafka.headers import delivery_of
 from docsum.kafka.held import positions_group
 from docsum.kafka.security import aiokafka_security
-from docsum.models import Backlog, Delivery, Lane, Member, Waiting, from_ms
+from docsum.models import Backlog, Delivery, Lane, Member, Position, Waiting, from_ms
 from docsum.settings import Kafka
 from docsum.topics import Topology
 
@@ -95,11 +95,24 @@ async def _look(  # Any: aiokafka is not typed
         consumer, [place for place in places if place.topic in read and left[place]], at, for_heads
     )
     lost = {place: max(0, starts[place] - finished.get(place, starts[place])) for place in places}
+    published = {(head.at.topic, head.at.partition): from_ms(head.timestamp_ms) for head in heads}
     return Backlog(
         tuple(_waiting(name, left, lost, heads) for name in sorted(read)),
         held=_sum(left, topology.held),
         dead_letters=_sum(left, topology.dead_letters),
         members=(*members, *batching),
+        positions=tuple(
+            Position(
+                place.topic,
+                place.partition,
+                at[place],
+                left[place],
+                lost[place],
+                published.get((place.topic, place.partition)),
+            )
+            for place in places
+            if place.topic in read
+        ),
     )
 
 

@@ -94,12 +94,17 @@ class KafkaWorker:
         clock: Clock,
         on_share: Callable[[float], None],
         unowned: Callable[[], Awaitable[frozenset[str]]] | None = None,
+        *,
+        on_expired: Callable[[str, int], None] = lambda topic, count: None,
     ) -> None:
-        """`unowned` looks for partitions, as `topic[n]`, that no member of the group has."""
+        """`on_share` is told after every rebalance. `unowned` looks for partitions, as `topic[n]`, that no
+        member of the group has. `on_expired` is told of records that retention has deleted unread.
+        """
         self._membership = membership
         self._clock = clock
         self._on_share = on_share
         self._unowned = unowned
+        self._on_expired = on_expired
         self._missing: frozenset[str] = frozenset()  # at the last look
         self._doors = Doors(process, self._full, self._room, self._crash)
         self._queues: dict[TP, PartitionQueue] = {}
@@ -468,6 +473,7 @@ class KafkaWorker:
             return
         for tp, (committed, start) in found.items():
             if committed is not None and committed < start:
+                self._on_expired(tp.topic, start - committed)
                 log.error(
                     "records were deleted by retention before they were read",
                     action="expired",

@@ -197,7 +197,7 @@ class _Plan:
             argv=[sys.executable, "-m", "docsum", "api", "--open", "--set-up"],
             env=api_environment(settings, port),
             cwd=self.home,
-            ready=http_ready(f"http://{HOST}:{port}/healthz"),
+            ready=http_ready(f"http://{HOST}:{port}/livez"),
             port=port,
             ready_timeout=START_TIMEOUT,
         )

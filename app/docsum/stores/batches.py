@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from uuid import UUID
 
-from docsum.models import OPEN_BATCHES, Batch, BatchItem
+from docsum.models import OPEN_BATCHES, Batch, BatchItem, BatchState, OpenBatches
 from docsum.stores.connection import Ask
 from docsum.stores.tables import BATCH_ITEMS, BATCHES, batch_item_of, batch_of
 
@@ -17,6 +17,8 @@ WHERE state IN {{states:Array(String)}} AND kafka_partition IN {{partitions:Arra
 ORDER BY created_at, intent"""  # noqa: S608 - our own names
 _ITEMS = f"""SELECT {", ".join(BATCH_ITEMS.columns)} FROM batch_items
 WHERE intent IN {{intents:Array(String)}} ORDER BY intent, custom_id"""  # noqa: S608 - our own names
+_COUNTS = """SELECT state, count(), sum(size), min(created_at) FROM batches
+WHERE state IN {states:Array(String)} GROUP BY state ORDER BY state"""
 _IDS = """SELECT provider_id, intent FROM batches
 WHERE created_at >= {since:DateTime64(3, 'UTC')} AND provider_id != ''"""
 _NEWEST = f"""SELECT {_COLUMNS} FROM batches
@@ -40,6 +42,11 @@ async def open_of(
 
 async def provider_ids(ask: Ask, since: datetime) -> Mapping[str, str]:
     return dict(await ask(_IDS, since=since))
+
+
+async def counts(ask: Ask) -> Sequence[OpenBatches]:
+    found = await ask(_COUNTS, states=[state.value for state in OPEN_BATCHES])
+    return [OpenBatches(BatchState(state), *rest) for state, *rest in found]
 
 
 async def newest(ask: Ask, run_id: UUID | None, limit: int) -> Sequence[Batch]:

@@ -39,6 +39,7 @@ from docsum.models import (
     DeliveryState,
     DocumentCost,
     Known,
+    OpenBatches,
     Rows,
     Run,
     RunDocumentRow,
@@ -55,7 +56,7 @@ from docsum.settings import ClickHouse
 from docsum.stores import batches, costs, cursors, dead_letters, migrate, purge, service
 from docsum.stores.connection import CUT_BODY, code_of, connect, translated
 from docsum.stores.controls import Controls
-from docsum.stores.group_commit import GroupCommit
+from docsum.stores.group_commit import Flushed, GroupCommit
 from docsum.stores.lookups import Lookup
 from docsum.stores.tables import (
     ANSWERS,
@@ -148,8 +149,12 @@ class ClickHouseStore:
     To be entered on the event loop that uses it; needs tables: see `check`.
     """
 
-    def __init__(self, settings: ClickHouse, flush_interval: timedelta) -> None:
+    def __init__(
+        self, settings: ClickHouse, flush_interval: timedelta, flushed: Flushed | None = None
+    ) -> None:
+        """`flushed` hears of every insert of documents and answers."""
         self._settings = settings
+        self._flushed = flushed
         self._interval = flush_interval
         self._known: Lookup[Known | None] = Lookup(self._ask_known, None)
         self._summaries: Lookup[SummaryRow | None] = Lookup(self._ask_summaries, None)
@@ -164,7 +169,7 @@ class ClickHouseStore:
     async def __aenter__(self) -> Self:
         """Raises StoreUnavailable or StoreMisconfigured."""
         self._client: AsyncClient = await connect(self._settings, database=self._settings.database)
-        self._commits = GroupCommit(self._insert, interval=self._interval)
+        self._commits = GroupCommit(self._insert, interval=self._interval, flushed=self._flushed)
         self._flusher = asyncio.create_task(self._commits.run(), name="store-flusher")
         return self
 
@@ -360,6 +365,9 @@ class ClickHouseStore:
 
     async def batches(self, run_id: UUID | None = None, limit: int = 50) -> Sequence[Batch]:
         return await batches.newest(self._query, run_id, limit)
+
+    async def open_batch_counts(self) -> Sequence[OpenBatches]:
+        return await batches.counts(self._query)
 
     async def bury(self, deaths: Sequence[Death]) -> None:
         if deaths:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from uuid import uuid4
 
 import structlog
 
-from docsum.errors import RowRefused, StoreMisconfigured, StoreUnavailable
+from docsum.errors import DocsumError, RowRefused, StoreMisconfigured, StoreUnavailable
 from docsum.models import Answer, Rows
 from docsum.stores.tables import size_of
 
@@ -20,6 +21,8 @@ log = structlog.get_logger(__name__)
 
 #: Stores the rows in the order of `Rows`. The token is the same whenever the same rows are sent again.
 Insert = Callable[[Rows, str], Awaitable[None]]
+#: Hears of every insert: the rows, how many seconds it took, and the error if it failed.
+Flushed = Callable[[Rows, float, DocsumError | None], None]
 
 
 @dataclass(slots=True)
@@ -59,8 +62,10 @@ class GroupCommit:
         buffer_bytes: int = 64_000_000,
         first_wait: timedelta = timedelta(milliseconds=200),
         longest_wait: timedelta = timedelta(seconds=5),
+        flushed: Flushed | None = None,
     ) -> None:
         self._insert = insert
+        self._flushed: Flushed = flushed or (lambda rows, seconds, error: None)
         self._interval = interval.total_seconds()
         self._gather = gather.total_seconds()
         self._documents = documents
@@ -205,11 +210,16 @@ class GroupCommit:
         token = uuid4().hex
         wait = self._first_wait
         while True:
+            began = time.monotonic()
             try:
                 await self._insert(rows, token)
-            except (StoreUnavailable, StoreMisconfigured) as error:
+            except DocsumError as error:
+                self._flushed(rows, time.monotonic() - began, error)
+                if not isinstance(error, StoreUnavailable | StoreMisconfigured):
+                    raise
                 self._note_trouble(error)
             else:
+                self._flushed(rows, time.monotonic() - began, None)
                 self._note_success()
                 return
             await asyncio.sleep(wait * random.uniform(0.8, 1.2))  # noqa: S311 - jitter is no secret

@@ -12,6 +12,7 @@ from uuid import UUID
 
 from docsum.models import (
     EPOCH,
+    OPEN_BATCHES,
     RESOLVED,
     Answer,
     AtRisk,
@@ -32,6 +33,7 @@ from docsum.models import (
     DocumentCost,
     FailureRow,
     Known,
+    OpenBatches,
     Rows,
     Run,
     RunDocumentRow,
@@ -317,6 +319,15 @@ class MemoryStore:
         meant = {item.intent for item in self.batch_items.values() if run_id in (None, item.run_id)}
         newest = sorted(self.batch_rows.values(), key=lambda each: each.created_at, reverse=True)
         return [each for each in newest if each.intent in meant][:limit]
+
+    async def open_batch_counts(self) -> Sequence[OpenBatches]:
+        found = []
+        for state in sorted(OPEN_BATCHES):
+            mine = [each for each in self.batch_rows.values() if each.state is state]
+            if mine:
+                oldest = min(each.created_at for each in mine)
+                found.append(OpenBatches(state, len(mine), sum(each.size for each in mine), oldest))
+        return found
 
     async def bury(self, deaths: Sequence[Death]) -> None:
         for death in deaths:

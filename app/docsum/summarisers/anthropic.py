@@ -38,6 +38,7 @@ from docsum.errors import (
     ModelRejectedDocument,
     StoreUnavailable,
     TooLong,
+    row_of,
 )
 from docsum.models import Answer, DocumentReference, ExtractedText, Lane, Recipe, Summary, Usage
 from docsum.ports import Clock, Later
@@ -134,6 +135,8 @@ class Ledger(Protocol):
     def keep(self, answer: Answer) -> None: ...
 
 
+#: Lane, status of the answer or reason of the failure, seconds.
+Called = Callable[[Lane, str, float], None]
 _Call = asyncio.Task[tuple[Answer, Parsed | None]]
 
 
@@ -158,8 +161,9 @@ class AnthropicSummariser:
         *,
         timeout: timedelta,
         reuse_scope: str = "",
+        called: Called = lambda lane, reason, seconds: None,
     ) -> None:
-        """`timeout` is the longest wait for one whole answer."""
+        """`timeout` is the longest wait for one whole answer; `called` hears of every request that ended."""
         self._client = client
         self._gate = gate
         self._store = store
@@ -167,6 +171,7 @@ class AnthropicSummariser:
         self._prices = prices
         self._timeout = timeout.total_seconds()
         self._reuse_scope = reuse_scope
+        self._called = called
         self._queues: dict[str, _Queue] = {}
         self._calls: dict[str, _Call] = {}  # those that were sent, by fingerprint
         self._recent: OrderedDict[str, list[Answer]] = OrderedDict()
@@ -390,6 +395,7 @@ class AnthropicSummariser:
             if reply_lost(error):
                 self._keep(order, self._lost(order, type(error).__name__), sent_at)
             failure = translate(error)
+            self._called(order.job.lane, row_of(failure).reason, self._clock.monotonic() - sent_at)
             if isinstance(failure, ModelRateLimited):
                 headers = error.response.headers if isinstance(error, anthropic.APIStatusError) else None
                 self._gate.cool_down(failure.retry_after or _COOL_DOWN, headers)
@@ -397,6 +403,7 @@ class AnthropicSummariser:
                 self._gate.faltered()
             raise failure from error
         self._gate.heard(response.headers)
+        self._called(order.job.lane, reply.status, self._clock.monotonic() - sent_at)
         return self._keep(order, reply, sent_at), reply.parsed
 
     def _lost(self, order: Order, detail: str) -> Reply:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import timedelta
 from types import TracebackType
 
@@ -135,6 +136,18 @@ class _Turn:
         self.granted: asyncio.Future[tuple[_Spent, ...]] = asyncio.get_running_loop().create_future()
 
 
+@dataclass(frozen=True, slots=True)
+class GateState:
+    """A gate at one moment."""
+
+    calls: int  # in flight
+    waiting: int  # for a place, or for the limits
+    width: int  # calls that may be in flight at once, for now
+    cooling: float  # seconds in which no call starts
+    limits: Mapping[str, float]  # a minute, of this worker, by unit; 0 = none
+    used: Mapping[str, float]  # of the last minute, of those that are counted
+
+
 class CallGate:
     """The gate of one worker."""
 
@@ -180,6 +193,18 @@ class CallGate:
         if not 0 <= share <= 1:
             raise ValueError(f"A share is between 0 and 1, not {share}.")
         self._share = share
+
+    def state(self) -> GateState:
+        """For metrics."""
+        now = self._clock.monotonic()
+        return GateState(
+            calls=len(self._calls),
+            waiting=len(self._live) + len(self._others),
+            width=self._width,
+            cooling=max(0.0, self._cool_until - now) if self._cool_until else 0.0,
+            limits={budget.unit: budget.limit * self._share for budget in self._budgets},
+            used={budget.unit: budget.used(now) for budget in self._budgets},
+        )
 
     def __str__(self) -> str:
         """What a person wants to know: how many calls, how many wait, what for, and what the share is."""

@@ -1,4 +1,4 @@
-"""The worker's small web page: `/metrics`, `/healthz` (alive), `/readyz` and `/status`.
+"""The worker's small web page: `/metrics`, `/livez` (alive), `/readyz` and `/status`.
 
 Ready is a member of the group whose settings work: not one that holds for a key that was rejected. `/status`
 is what its heartbeat tells the store, for whoever asks while the store is down.
@@ -12,16 +12,19 @@ from datetime import timedelta
 from functools import cache
 
 from aiohttp import ClientError, ClientSession, ClientTimeout, web
-from prometheus_client import exposition
 from pydantic import TypeAdapter, ValidationError
 
 from docsum.models import WorkerStatus
-from docsum.telemetry.metrics import Metrics
+from docsum.telemetry.metrics import WorkerMetrics, exposed
 
 
 @asynccontextmanager
 async def serve(
-    host: str, port: int, metrics: Metrics, ready: Callable[[], bool], status: Callable[[], WorkerStatus]
+    host: str,
+    port: int,
+    metrics: WorkerMetrics,
+    ready: Callable[[], bool],
+    status: Callable[[], WorkerStatus],
 ) -> AsyncIterator[int]:
     """Serve while the context is open; gives the port, a free one when 0 was asked for.
 
@@ -29,8 +32,8 @@ async def serve(
     """
 
     async def scrape(request: web.Request) -> web.Response:
-        encode, kind = exposition.choose_encoder(request.headers.get("Accept", ""))
-        return web.Response(body=encode(metrics.registry), headers={"Content-Type": kind})
+        body, kind = exposed(metrics.registry, request.headers.get("Accept", ""))
+        return web.Response(body=body, headers={"Content-Type": kind})
 
     async def alive(_: web.Request) -> web.Response:
         return web.json_response({"alive": True})
@@ -42,7 +45,7 @@ async def serve(
     async def beat(_: web.Request) -> web.Response:
         return web.Response(body=_statuses().dump_json(status()), content_type="application/json")
 
-    pages = {"/metrics": scrape, "/healthz": alive, "/readyz": readiness, "/status": beat}
+    pages = {"/metrics": scrape, "/livez": alive, "/readyz": readiness, "/status": beat}
     app = web.Application()
     app.add_routes([web.get(path, page) for path, page in pages.items()])
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)

@@ -21,7 +21,7 @@ from docsum.errors import REASONS, DocsumError, StoreUnavailable, row_of
 from docsum.troubles import Trouble, troubles
 
 T = TypeVar("T")
-_OTHERS = ("/v1/", "/healthz", "/readyz", "/static/")  # whoever asks there is no person
+_OTHERS = ("/v1/", "/livez", "/readyz", "/metrics", "/static/")  # whoever asks there is no person
 _PATIENCE = timedelta(seconds=4)
 _GLANCE = timedelta(seconds=1)  # for what else is wrong: who waited for an error waits no longer for that
 _AGAIN = "5"  # seconds
