@@ -40,8 +40,8 @@ demo: $(VENV)/.local  ## summarise the sample documents on this machine: no key,
 	@$(BIN)/docsum demo
 
 check: $(VENV)/.dev  ## lint, types, import directions and unit tests: under a minute
-	$(BIN)/ruff format --check app tests
-	$(BIN)/ruff check app tests
+	$(BIN)/ruff format --check app tests deploy
+	$(BIN)/ruff check app tests deploy
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/pytest -n 2 tests/unit
@@ -84,8 +84,12 @@ bench: $(VENV)/.dev $(VENV)/.peers  ## docsum beside bare SDK loops and its peer
 	$(BIN)/python -m tests.bench.results
 
 format: $(VENV)/.dev  ## write the code as the house would
-	$(BIN)/ruff format app tests
-	$(BIN)/ruff check --fix app tests
+	$(BIN)/ruff format app tests deploy
+	$(BIN)/ruff check --fix app tests deploy
+
+dashboards: $(VENV)/.dev  ## write deploy/grafana/*.json and the table of metrics in deploy/README.md
+	PYTHONPATH=app $(BIN)/python -m deploy.grafana.dashboards
+	$(BIN)/python -m tests.support.readme
 
 COMPILE := $(UV) pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-header --no-annotate
 lock: | $(UV)  ## renew the hashed requirement files
@@ -95,4 +99,4 @@ lock: | $(UV)  ## renew the hashed requirement files
 	$(COMPILE) --upgrade --group pyproject.toml:s3 -o requirements/s3.txt
 	$(COMPILE) --upgrade --group pyproject.toml:peers -c <(grep -oE '^(anthropic|aiohttp|httpx2)==[^ ]+' requirements/runtime.txt) -o requirements/peers.txt
 
-.PHONY: help demo check test chaos soak outages registry bench format lock link
+.PHONY: help demo check test chaos soak outages registry bench format dashboards lock link

@@ -1,8 +1,8 @@
-"""The generated parts of README.md: `python -m tests.support.readme` writes them, a unit test compares."""
+"""The generated parts of the READMEs: `python -m tests.support.readme` writes them, a unit test compares."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import typer.main
@@ -10,13 +10,26 @@ from pydantic import BaseModel, SecretStr
 
 from docsum.cli.app import application
 from docsum.settings import Settings, known_variables, text_of
+from docsum.telemetry.metrics import DeploymentMetrics, WorkerMetrics, catalogue
+from docsum.topics import Topology
 
 README = Path(__file__).parents[2] / "README.md"
+OPERATING = README.parent / "deploy" / "README.md"
 
 
 def generated(text: str) -> str:
     """The README with its generated parts as they should be."""
-    for name, body in (("commands", commands()), ("settings", settings())):
+    return filled(text, {"commands": commands(), "settings": settings()})
+
+
+def operating(text: str) -> str:
+    """The same of the operating guide."""
+    return filled(text, {"metrics": metrics()})
+
+
+def filled(text: str, parts: Mapping[str, str]) -> str:
+    """The text with these parts between their marks."""
+    for name, body in parts.items():
         head, mark, rest = text.partition(f"<!-- {name}: ")
         first_line, _, rest = rest.partition("\n")
         _, end, tail = rest.partition("<!-- end -->")
@@ -45,6 +58,17 @@ def settings() -> str:
     return "\n".join(["| variable | default | meaning |", "|---|---|---|", *rows])
 
 
+def metrics() -> str:
+    workers = {metric.name for metric in WorkerMetrics(Topology(), "").described}
+    api = {metric.name for metric in DeploymentMetrics(Topology()).described}
+    rows = []
+    for metric in catalogue():
+        told = " and ".join(who for who, names in (("worker", workers), ("API", api)) if metric.name in names)
+        labels = ", ".join(f"`{label}`" for label in metric.labels)
+        rows.append(f"| `{metric.name}` | {metric.kind} | {labels} | {told} | {metric.meaning} |")
+    return "\n".join(["| metric | kind | labels | told by | meaning |", "|---|---|---|---|---|", *rows])
+
+
 def _default(variable: str) -> str:
     group, _, name = variable.removeprefix("DOCSUM_").lower().partition("__")
     if not name:
@@ -60,3 +84,4 @@ def _default(variable: str) -> str:
 
 if __name__ == "__main__":
     README.write_text(generated(README.read_text()))
+    OPERATING.write_text(operating(OPERATING.read_text()))

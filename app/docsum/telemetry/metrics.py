@@ -8,7 +8,6 @@ event does not see that event. The names and labels are public; `deploy/README.m
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -296,7 +295,11 @@ DEPLOYMENT = tuple(
             ("topic",),
             "Records between the committed offset and the start of the log: deleted, and never finished",
         ),
-        ("docsum_retention_seconds", ("topic",), "How long the broker keeps records; +Inf for ever"),
+        (
+            "docsum_retention_seconds",
+            ("topic",),
+            "How long the broker keeps records; none where it is for ever",
+        ),
         ("docsum_held_backlog_messages", (), "Records of paused runs, which rest until they are resumed"),
         (
             "docsum_dead_letter_backlog_messages",
@@ -319,7 +322,7 @@ DEPLOYMENT = tuple(
         (
             "docsum_daily_budget_usd",
             (),
-            "US dollars that may be spent today; +Inf where there is no budget",
+            "US dollars that may be spent today; none where there is no budget",
         ),
         ("docsum_open_batches", ("state",), "Batches whose answers are not stored yet"),
         ("docsum_open_batch_requests", ("state",), "Requests in them"),
@@ -372,11 +375,9 @@ def samples(health: Health, retention: Retention, topology: Topology) -> Samples
             ("clickhouse",): float(health.stored.is_whole),
         },
         "docsum_retention_seconds": {
-            (topic,): math.inf if kept is None else kept.total_seconds() for topic, kept in retention.items()
+            (topic,): kept.total_seconds() for topic, kept in retention.items() if kept is not None
         },
-        "docsum_daily_budget_usd": {
-            (): math.inf if health.budget_today is None else float(health.budget_today)
-        },
+        "docsum_daily_budget_usd": ({} if health.budget_today is None else {(): float(health.budget_today)}),
         **(_of_broker(health, health.backlog, topology) if health.backlog else {}),
         **_of_store(health),
     }
