@@ -61,6 +61,7 @@ $(VENV)/.peers: requirements/peers.txt | $(UV)
 # Two files at a time, each with its own broker, engine or stack; the longest first, in the order given here.
 test: check $(VENV)/.s3  ## everything but benches and long chaos
 	@.ci/need-chromium
+	@.ci/need-prometheus
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder tests/chaos tests/integration tests/contract tests/web
 
 chaos: $(VENV)/.dev  ## many schedules of faults: make chaos SEEDS=20

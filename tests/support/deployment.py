@@ -363,9 +363,13 @@ class Fleet(Deployment):
     def is_member(self, name: str) -> bool:
         assert self.workers[name].poll() is None, f"{name} has ended: {self.said(name)[-3000:]}"
         with suppress(OSError):
-            urllib.request.urlopen(f"http://{HOST}:{self._ports[name]}/readyz", timeout=5).read()
+            urllib.request.urlopen(f"http://{self.page(name)}/readyz", timeout=5).read()
             return True
         return False
+
+    def page(self, name: str) -> str:
+        """`host:port` of a worker's page."""
+        return f"{HOST}:{self._ports[name]}"
 
     def said(self, *names: str) -> str:
         """The logs of these workers, or of all."""
@@ -423,7 +427,7 @@ class Fleet(Deployment):
         topics = self.topology
         read = (topics.documents, topics.backfill, *topics.retries)
         places = [TopicPartition(topic, number) for topic in read for number in range(topics.partitions)]
-        with closing(_consumer(self.brokers, self.settings.kafka.group_id)) as consumer:
+        with closing(consumer_of(self.brokers, self.settings.kafka.group_id)) as consumer:
             committed = [place.offset for place in consumer.committed(places, timeout=20)]
         return committed == [end for topic in read for _, end in ends(self.brokers, topic, topics.partitions)]
 
@@ -436,7 +440,7 @@ class Fleet(Deployment):
 
 def ends(brokers: str, topic: str, partitions: int) -> list[tuple[int, int]]:
     """The first offset of each partition, and the one after its last."""
-    with closing(_consumer(brokers)) as consumer:
+    with closing(consumer_of(brokers)) as consumer:
         places = [TopicPartition(topic, number) for number in range(partitions)]
         return [consumer.get_watermark_offsets(place, timeout=20) for place in places]
 
@@ -444,7 +448,7 @@ def ends(brokers: str, topic: str, partitions: int) -> list[tuple[int, int]]:
 def read_topic(brokers: str, topic: str, partitions: int) -> Iterator[Message]:
     """Everything that was there when it began."""
     places = enumerate(ends(brokers, topic, partitions))
-    with closing(_consumer(brokers)) as consumer:
+    with closing(consumer_of(brokers)) as consumer:
         for number, (first, end) in places:
             consumer.assign([TopicPartition(topic, number, first)])
             offset = first
@@ -455,7 +459,7 @@ def read_topic(brokers: str, topic: str, partitions: int) -> Iterator[Message]:
                 offset = message.offset() + 1
 
 
-def _consumer(
+def consumer_of(
     brokers: str, group: str = "readers"
 ) -> Any:  # Any: it declares no `close` that `closing` knows
     return Consumer({"bootstrap.servers": brokers, "group.id": group, "enable.auto.commit": False})

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+import yaml  # type: ignore[import-untyped]  # it ships no types
 from deploy.grafana.dashboards import CLICKHOUSE, FOLDER, PAGES, generated
 
 from docsum.telemetry.metrics import catalogue
