@@ -812,6 +812,7 @@ class Backlog:
     dead_letters: int  # records of that topic, settled ones too
     members: tuple[Member, ...]
     positions: tuple[Position, ...] = ()
+    held_since: datetime | None = None  # timestamp of the oldest of the events of paused runs
 
 
 # -- money and traces: what the store is asked about --------------------------------------------------------

@@ -344,7 +344,9 @@ RETRIES = Page(
             "Of the oldest unfinished record; at 1 it is deleted.",
             {
                 "{{topic}}": "(time() - min by (topic) (docsum_oldest_unprocessed_timestamp_seconds))"
-                " / max by (topic) (docsum_retention_seconds)"
+                " / max by (topic) (docsum_retention_seconds)",
+                "{{topic}} ": "(time() - scalar(min(docsum_oldest_held_timestamp_seconds)))"
+                ' / max by (topic) (docsum_retention_seconds{topic=~".+[.]held"})',
             },
             "percentunit",
         ),

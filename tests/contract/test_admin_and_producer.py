@@ -160,14 +160,18 @@ async def test_lag_counts_what_is_not_finished_per_lane(broker: Broker, topology
     assert sum(lag.lag for lag in batch) == 1
 
 
-async def test_the_retention_is_told_of_every_topic_that_workers_read(
-    broker: Broker, topology: Topology
-) -> None:
+async def test_the_retention_is_told_of_every_topic_with_work(broker: Broker, topology: Topology) -> None:
     admin = KafkaAdmin(broker.settings)
     await admin.setup(topology)
     kept = await admin.retention(topology)
     assert set(kept.values()) == {topology.retention}
-    assert set(kept) == {topology.documents, topology.backfill, topology.batch, *topology.retries}
+    assert set(kept) == {
+        topology.documents,
+        topology.backfill,
+        topology.batch,
+        topology.held,
+        *topology.retries,
+    }
 
 
 async def test_records_that_were_deleted_before_they_were_read_are_counted_as_lost(

@@ -126,7 +126,7 @@ def test_workers_are_shown_and_a_finished_run_leaves_nothing_behind(house: House
 
 
 def test_a_paused_run_rests_in_the_held_topic_and_says_what_it_waits_for(house: House) -> None:
-    fleet = house.fleet
+    fleet, begun = house.fleet, datetime.now(UTC)
     fleet.docsum("pause", "--all", "--reason", "new prices")
     asked = time.monotonic()
     until(lambda: time.monotonic() - asked > AGE + 0.5, 10, "every worker has looked again")
@@ -140,6 +140,9 @@ def test_a_paused_run_rests_in_the_held_topic_and_says_what_it_waits_for(house: 
     fleet.docsum("resume", "--all")
 
     until(lambda: house.held() == 20, 60, "all its documents rest")
+    backlog = house.health().backlog
+    assert backlog is not None and backlog.held_since is not None
+    assert begun <= backlog.held_since <= datetime.now(UTC)
     assert f"wrong folder. `docsum runs resume {run_id[:8]}` goes on." in house.troubles()
     fleet.docsum("runs", "resume", run_id)
     until(lambda: house.held() == 0, 60, "nothing rests")

@@ -42,6 +42,7 @@ BACKLOG = Backlog(
         Position("docsum.documents", 1, 20, 0, 0),
         Position("docsum.retry.10s", 0, 7, 0, 0),
     ),
+    held_since=OLD,
 )
 WHOLE = Stored(workers=(), controls=(), runs=(), spent_today=Decimal("1.5"), dead_letters=(), batches=())
 KEPT: Retention = {"docsum.documents": timedelta(days=45)}
@@ -69,6 +70,9 @@ def test_lag_and_age_are_told_of_every_partition_and_a_partition_without_work_is
     assert ages == {first: 600, second: 0, retry: 0}
     assert found["docsum_messages_below_log_start"][("docsum.documents",)] == 2
     assert found["docsum_held_backlog_messages"] == {(): 4}
+    assert found["docsum_oldest_held_timestamp_seconds"] == {(): OLD.timestamp()}
+    nothing = told(look(replace(BACKLOG, held=0, held_since=None)))
+    assert nothing["docsum_oldest_held_timestamp_seconds"] == {(): now}
     assert found["docsum_dead_letter_backlog_messages"] == {(): 5}
     assert found["docsum_retention_seconds"] == {("docsum.documents",): 45 * 86_400}
 

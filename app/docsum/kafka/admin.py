@@ -81,7 +81,7 @@ class KafkaAdmin:
         return await self._run(lambda session: _lag(session, group, topology, lane))
 
     async def retention(self, topology: Topology) -> dict[str, timedelta | None]:
-        """How long the broker keeps the records of each topic that workers read; None: for ever."""
+        """How long the broker keeps the records of each topic with work, held ones too; None: for ever."""
         return await self._run(lambda session: _retention(session, topology))
 
     async def existing_retry_topics(self, topology: Topology) -> tuple[str, ...]:
@@ -321,8 +321,12 @@ def _check(session: _Session, topology: Topology) -> list[str]:
 
 
 def _retention(session: _Session, topology: Topology) -> dict[str, timedelta | None]:
-    read = [name for name in session.partition_counts() if any(topology.is_read(name, lane) for lane in Lane)]
-    kept = {name: int(config["retention.ms"]) for name, config in session.configs(read).items()}
+    names = [
+        name
+        for name in session.partition_counts()
+        if name == topology.held or any(topology.is_read(name, lane) for lane in Lane)
+    ]
+    kept = {name: int(config["retention.ms"]) for name, config in session.configs(names).items()}
     return {name: None if ms < 0 else timedelta(milliseconds=ms) for name, ms in sorted(kept.items())}
 
 

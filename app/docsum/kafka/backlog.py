@@ -92,7 +92,10 @@ async def _look(  # Any: aiokafka is not typed
     at = {place: max(starts[place], (finished | rested).get(place, 0)) for place in places}
     left = {place: max(0, ends[place] - at[place]) for place in places}
     heads = await _heads(
-        consumer, [place for place in places if place.topic in read and left[place]], at, for_heads
+        consumer,
+        [place for place in places if place.topic != topology.dead_letters and left[place]],
+        at,
+        for_heads,
     )
     lost = {place: max(0, starts[place] - finished.get(place, starts[place])) for place in places}
     published = {(head.at.topic, head.at.partition): from_ms(head.timestamp_ms) for head in heads}
@@ -113,6 +116,7 @@ async def _look(  # Any: aiokafka is not typed
             for place in places
             if place.topic in read
         ),
+        held_since=min((at for (topic, _), at in published.items() if topic == topology.held), default=None),
     )
 
 

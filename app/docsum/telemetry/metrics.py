@@ -300,6 +300,11 @@ DEPLOYMENT = tuple(
             ("topic",),
             "How long the broker keeps records; none where it is for ever",
         ),
+        (
+            "docsum_oldest_held_timestamp_seconds",
+            (),
+            "Timestamp of the oldest record of a paused run; the moment of the look where none is held",
+        ),
         ("docsum_held_backlog_messages", (), "Records of paused runs, which rest until they are resumed"),
         (
             "docsum_dead_letter_backlog_messages",
@@ -388,6 +393,7 @@ def _of_broker(health: Health, backlog: Backlog, topology: Topology) -> Samples:
         (at.topic, str(at.partition), lane_of(at.topic, topology)): at
         for at in sorted(backlog.positions, key=lambda at: (at.topic, at.partition))
     }
+    held_since = backlog.held_since if backlog.held else health.at
     oldest = {place: at.oldest if at.left else health.at for place, at in found.items()}
     return {
         "docsum_consumer_lag_messages": {place: at.left for place, at in found.items()},
@@ -397,6 +403,7 @@ def _of_broker(health: Health, backlog: Backlog, topology: Topology) -> Samples:
         },
         "docsum_messages_below_log_start": {(topic.topic,): topic.lost for topic in backlog.topics},
         "docsum_held_backlog_messages": {(): backlog.held},
+        "docsum_oldest_held_timestamp_seconds": {(): held_since.timestamp()} if held_since else {},
         "docsum_dead_letter_backlog_messages": {(): backlog.dead_letters},
     }
 
