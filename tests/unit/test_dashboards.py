@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer.main
 import yaml  # type: ignore[import-untyped]  # it ships no types
 from deploy.grafana.dashboards import CLICKHOUSE, FOLDER, PAGES, generated
 
+from docsum.cli.app import application
+from docsum.settings import known_variables
 from docsum.telemetry.metrics import catalogue
 
 DEPLOY = FOLDER.parent
@@ -20,6 +24,7 @@ RULES: list[dict[str, Any]] = [
 ]
 ALERTS = {rule["alert"]: rule for rule in RULES if "alert" in rule}
 GUIDE = (DEPLOY / "README.md").read_text()
+RUNBOOK = GUIDE.partition("\n## Alerts\n")[2].partition("\n## ")[0]
 KNOWN = {
     f"{metric.name}{suffix}": metric
     for metric in catalogue()
@@ -79,8 +84,21 @@ def test_an_alert_leads_to_its_section_which_says_first_whether_one_may_restart(
 
 
 def test_every_section_of_an_alert_has_its_rule() -> None:
-    _, _, alerts = GUIDE.partition("\n## Alerts\n")
-    assert set(re.findall(r"^### (\w+)$", alerts.partition("\n## ")[0], re.MULTILINE)) == set(ALERTS)
+    assert set(re.findall(r"^### (\w+)$", RUNBOOK, re.MULTILINE)) == set(ALERTS)
+
+
+@pytest.mark.parametrize("line", sorted(set(re.findall(r"`docsum ([^`]+)`", RUNBOOK))))
+def test_a_command_in_the_guide_exists_with_its_options(line: str) -> None:
+    command: Any = typer.main.get_command(application())
+    words = shlex.split(line)
+    while words and hasattr(command, "commands"):
+        command = command.commands[words.pop(0)]
+    known = {option for parameter in command.params for option in parameter.opts}
+    assert {word for word in words if word.startswith("--")} <= known
+
+
+def test_the_settings_in_the_guide_exist() -> None:
+    assert set(re.findall(r"DOCSUM_[A-Z_]+", RUNBOOK)) <= known_variables().keys()
 
 
 def test_every_alert_has_a_test_where_it_fires_and_one_where_it_does_not() -> None:
