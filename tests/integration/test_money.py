@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from datetime import timedelta
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from docsum.settings import Batch
 from tests.support.broker import Broker
@@ -117,6 +119,19 @@ def test_the_same_texts_again_are_not_bought(shop: Shop) -> None:
     forced = shop.run("twins", "batch", "--force", "--limit", "1")
     assert shop.calls() == before + 1
     assert shop.cost("--run", forced)["total"]["calls"] == 1
+
+
+def test_what_the_workers_tell_of_money_is_the_ledger(shop: Shop) -> None:
+    told: dict[str, float] = dict.fromkeys(("live", "backfill", "batch"), 0.0)
+    for name in ("worker-1", "batch-1"):
+        with urllib.request.urlopen(f"http://{shop.fleet.page(name)}/metrics", timeout=20) as answer:
+            for family in text_string_to_metric_families(answer.read().decode()):
+                for sample in family.samples:
+                    if sample.name == "docsum_model_cost_usd_total":
+                        told[sample.labels["lane"]] += sample.value
+    ledger = float(shop.cost()["total"]["cost_usd"])
+    assert sum(told.values()) == pytest.approx(ledger, rel=1e-6)
+    assert told["live"] > 0 and told["batch"] > 0
 
 
 def test_a_budget_is_kept_but_for_what_was_begun_before_its_end_was_known(shop: Shop) -> None:
