@@ -104,14 +104,14 @@ async def when_there(stop: asyncio.Event, enter: Callable[[], Awaitable[T]]) -> 
 # -- one look at everything --------------------------------------------------------------------------------
 
 
-async def look_at(settings: Settings, store: SummaryStore | None = None) -> Health:
+async def look_at(settings: Settings, store: SummaryStore | None = None, *, with_runs: bool = True) -> Health:
     """Broker and store, asked at the same time; neither is waited for longer than `PATIENCE`.
 
-    `store`: one that is open already.
+    `store`: one that is open already. `with_runs`: whether the progress of runs is asked for.
     """
     opened = open_store(settings) if store is None else nullcontext(store)
     (backlog, no_broker), (stored, no_store) = await asyncio.gather(
-        _broker(settings), _stored(settings, opened)
+        _broker(settings), _stored(settings, opened, with_runs)
     )
     return Health(
         at=SystemClock().now(),
@@ -132,12 +132,12 @@ async def _broker(settings: Settings) -> tuple[Backlog | None, DocsumError | Non
 
 
 async def _stored(
-    settings: Settings, opened: AbstractAsyncContextManager[SummaryStore]
+    settings: Settings, opened: AbstractAsyncContextManager[SummaryStore], with_runs: bool
 ) -> tuple[Stored, DocsumError | None]:
     stored, where = Stored(), f"ClickHouse at {settings.clickhouse.url}"
     try:
         async with asyncio.timeout(PATIENCE.total_seconds()), opened as store:
-            await ask(store, SystemClock(), stored)
+            await ask(store, SystemClock(), stored, with_runs=with_runs)
     except TimeoutError:
         how = "does not answer." if stored.is_empty else "is slow: not all of this could be asked in time."
         return stored, StoreUnavailable(f"{where} {how}")

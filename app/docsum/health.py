@@ -50,15 +50,16 @@ class Stored:
 
     @property
     def is_empty(self) -> bool:
-        return all(part is None for part in self._parts)
+        return all(part is None for part in (*self._parts, self.runs))
 
     @property
     def is_whole(self) -> bool:
+        """Whether all could be asked; the runs apart, which are not always asked for."""
         return all(part is not None for part in self._parts)
 
     @property
     def _parts(self) -> tuple[object, ...]:
-        return (self.workers, self.controls, self.runs, self.spent_today, self.dead_letters, self.batches)
+        return (self.workers, self.controls, self.spent_today, self.dead_letters, self.batches)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,10 +152,10 @@ class Health:
         return sum((worker.cost_in_flight for worker in self.living), Decimal(0))
 
 
-async def ask(store: SummaryStore, clock: Clock, stored: Stored) -> None:
+async def ask(store: SummaryStore, clock: Clock, stored: Stored, *, with_runs: bool = True) -> None:
     """Asks the store everything at once. What it has told stays in `stored`, whatever comes of the rest.
 
-    Raises a StoreError.
+    The progress of large runs takes a while: `with_runs` is for those who show it. Raises a StoreError.
     """
 
     async def workers() -> None:
@@ -179,7 +180,9 @@ async def ask(store: SummaryStore, clock: Clock, stored: Stored) -> None:
     async def batches() -> None:
         stored.batches = await store.open_batch_counts()
 
-    questions = (workers(), controls(), runs(), spent(), dead_letters(), batches())
+    questions = [workers(), controls(), spent(), dead_letters(), batches()]
+    if with_runs:
+        questions.append(runs())
     for result in await asyncio.gather(*questions, return_exceptions=True):
         if isinstance(result, BaseException):
             raise result

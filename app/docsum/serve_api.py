@@ -207,11 +207,12 @@ def _service(
     def check_model(recipe: Recipe) -> None:
         prices.of(recipe.model)
 
-    look = Recent(lambda: look_at(settings, store), clock.monotonic)
+    # Every 15 seconds, also while nobody looks: without the progress of runs, which no metric tells.
+    glance = Recent(lambda: look_at(settings, store, with_runs=False), clock.monotonic)
     metrics, retention = DeploymentMetrics(topology), Retention(admin, topology, clock)
 
     async def scrape(accept: str) -> tuple[bytes, str]:
-        metrics.show(await look(), await retention.now())
+        metrics.show(await glance(), await retention.now())
         return exposed(metrics.registry, accept)
 
     return Service(
@@ -227,7 +228,7 @@ def _service(
         check_source=check_source,
         check_webhook=check_webhook,
         check_model=check_model,
-        look=look,
+        look=Recent(lambda: look_at(settings, store), clock.monotonic),
         scrape=scrape,
         take_back=take_back,
         dead_letters=dead_letters,

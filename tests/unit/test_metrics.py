@@ -10,7 +10,7 @@ from uuid import UUID
 
 import pytest
 
-from docsum.health import Health, Stored
+from docsum.health import Health, Stored, ask
 from docsum.models import (
     ALL_WORK,
     LIVE_EVENTS,
@@ -22,9 +22,14 @@ from docsum.models import (
     Lane,
     OpenBatches,
     Position,
+    Recipe,
+    Run,
+    RunProgress,
+    RunState,
     Waiting,
     WorkerStatus,
 )
+from docsum.stores.memory import MemoryStore
 from docsum.summarisers.gate import CallGate
 from docsum.telemetry.metrics import DeploymentMetrics, Retention, catalogue, exposed, samples
 from docsum.topics import Topology
@@ -85,6 +90,24 @@ def test_what_could_not_be_learned_has_no_series() -> None:
     partly = told(look(stored=Stored(spent_today=Decimal(1))))
     assert partly["docsum_dependency_up"] == {("kafka",): 1, ("clickhouse",): 0}
     assert partly["docsum_spend_today_usd"] == {(): 1}
+
+
+async def test_a_scrape_does_not_ask_for_the_progress_of_runs_and_knows_all_it_needs() -> None:
+    asked: list[UUID] = []
+
+    class Watched(MemoryStore):
+        async def progress(self, run_id: UUID) -> RunProgress:
+            asked.append(run_id)
+            return await super().progress(run_id)
+
+    store, stored = Watched(), Stored()
+    await store.save_run(
+        Run(UUID(int=5), "", "/", Recipe("m"), Lane.BACKFILL, RunState.PUBLISHED, START, START)
+    )
+    await ask(store, FakeClock(), stored, with_runs=False)
+    assert stored.is_whole and not asked
+    await ask(store, FakeClock(), stored)
+    assert asked == [UUID(int=5)]
 
 
 def test_a_pause_of_the_live_events_rests_their_lane_and_a_spent_budget_rests_all() -> None:
