@@ -108,9 +108,11 @@ def folder(path: Path) -> World:
 
 
 def write(path: Path, text: str = "text") -> Path:
+    """In one step: a look in between would see an empty file, and then a changed one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-    return path
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text)
+    return part.replace(path)
 
 
 # -- decisions ---------------------------------------------------------------------------------------------
