@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from pydantic import SecretStr
 from docsum.api.webhooks import keys_of
 from docsum.errors import ConfigurationError, SourceNotAllowed
 from docsum.local.compose import allow, api_environment, worker_environment
-from docsum.settings import Api, Fetch, Settings
+from docsum.settings import Api, Fetch, Settings, Store
 
 
 def settings(home: Path, **fetch: tuple[str, ...]) -> Settings:
@@ -70,6 +71,13 @@ def test_workers_get_the_credentials_of_object_stores_and_nothing_else(
     found = worker_environment(settings(tmp_path), "worker-1", 1)
     assert wanted.items() <= found.items()
     assert not {"MY_SECRET", "GITHUB_TOKEN"} & set(found)
+
+
+def test_rows_wait_shortly_on_this_machine_unless_a_setting_says_how_long(tmp_path: Path) -> None:
+    given = Settings(home=tmp_path, store=Store(flush_interval=timedelta(milliseconds=250)))
+    for settings_, wait in ((settings(tmp_path), "20ms"), (given, None)):
+        for found in (worker_environment(settings_, "worker-1", 1), api_environment(settings_, 1)):
+            assert found.get("DOCSUM_STORE__FLUSH_INTERVAL") == wait  # nothing: the default
 
 
 def test_the_api_signs_webhooks_with_a_secret_that_is_made_once(tmp_path: Path) -> None:

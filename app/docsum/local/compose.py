@@ -32,6 +32,9 @@ BATCH_WORKER, API = "batch-worker", "api"
 _LANE: Mapping[str, Sequence[str]] = {BATCH_WORKER: ("--lane=batch",)}
 _BEHIND = ("nice", "-n", "5")  # requests, and whatever else this machine does, come before the workers
 _BATCHES_HERE = {name: timedelta(seconds=1) for name in ("quiet", "poll")}
+_FLUSH_HERE = timedelta(
+    milliseconds=20
+)  # a server wants few inserts; the engine of one machine wants no rest
 _CREDENTIALS = ("AWS_", "GOOGLE_", "AZURE_")  # how the variables begin that object stores are opened with
 _RECEIVERS_HERE = ("127.0.0.1", "localhost")  # of webhooks, also by http
 _ALLOWED = ("file_roots", "buckets", "hosts")  # of DOCSUM_FETCH, and the files in the home of the same names
@@ -250,6 +253,9 @@ def api_environment(settings: Settings, port: int) -> Mapping[str, str]:
 
 
 def _environment(settings: Settings) -> Mapping[str, str]:
+    if "flush_interval" not in settings.store.model_fields_set:
+        store = settings.store.model_copy(update={"flush_interval": _FLUSH_HERE})
+        settings = settings.model_copy(update={"store": store})
     credentials = {name: value for name, value in os.environ.items() if name.startswith(_CREDENTIALS)}
     return {**_passed_on(), **credentials, **settings.environment()}
 
