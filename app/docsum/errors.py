@@ -5,6 +5,7 @@ DocsumError
  |  + ModelKeyRejected           401, 403                                STOP
  |  + ModelUnknown               404 for the model                       STOP
  |  + StoreMisconfigured         missing table or grant                  STOP
+ |  + RightMissing               Kafka does not let this user            STOP
  + WorkPaused                   by a person or the flood guard         PAUSE
  + DailyBudgetSpent                                                     PAUSE
  + InvalidEvent                  not an event of ours                    DEAD_LETTER
@@ -84,6 +85,10 @@ class ModelUnknown(ConfigurationError):
 
 class StoreMisconfigured(ConfigurationError):
     """A table, column or grant is missing in the store."""
+
+
+class RightMissing(ConfigurationError):
+    """Kafka does not let this user do what is needed."""
 
 
 class WorkPaused(DocsumError):
@@ -290,6 +295,12 @@ FAILURES: dict[type[DocsumError], Row] = {
         _D.STOP,
         "A table, column or grant is missing in ClickHouse.",
         "Run `docsum setup store` with a user that may create tables.",
+    ),
+    RightMissing: Row(
+        "right_missing",
+        _D.STOP,
+        "Kafka does not let this user do what is needed.",
+        "Grant it as `docsum setup --print kafka` says; then start again.",
     ),
     WorkPaused: Row(
         "paused",

@@ -32,7 +32,8 @@ from docsum.kafka.copies import RecordCopies
 from docsum.kafka.held import HeldTopic
 from docsum.kafka.publisher import CopyPublisher
 from docsum.kafka.results import ResultRecords
-from docsum.kafka.security import aiokafka_security, faust_credentials
+from docsum.kafka.rights import Role, rights_of
+from docsum.kafka.security import faust_credentials, identity
 from docsum.kafka.worker import KafkaWorker, Membership
 from docsum.models import Lane, Outcome, WorkerStatus
 from docsum.pipeline import Deferred, Pipeline, Trip
@@ -90,11 +91,11 @@ async def _work(settings: Settings, stop: asyncio.Event, lane: Lane, set_up: boo
         enter = stack.enter_async_context
         admin = open_admin(settings)
         await _set_up(settings, stop, set_up)
-        retries = await when_there(stop, lambda: _checked_topics(admin, settings))
+        retries = await when_there(stop, lambda: _checked_topics(admin, settings, lane))
         store = await when_there(stop, lambda: enter(open_store(settings, observer.flushed)))
         publisher = await when_there(
             stop,
-            lambda: enter(CopyPublisher(settings.kafka.bootstrap_servers, aiokafka_security(settings.kafka))),
+            lambda: enter(CopyPublisher(settings.kafka)),
         )
         codec, results = (
             await enter(EventCodec(settings.kafka.schema_registry_url)),
@@ -192,10 +193,7 @@ async def _work(settings: Settings, stop: asyncio.Event, lane: Lane, set_up: boo
         )
         await when_there(stop, heart.wake)
         held = HeldTopic(
-            {
-                "bootstrap_servers": settings.kafka.bootstrap_servers,
-                **aiokafka_security(settings.kafka),
-            },
+            settings.kafka,
             topology=topology,
             group=settings.kafka.group_id,
             codec=codec,
@@ -308,16 +306,22 @@ def _membership(settings: Settings, lane: Lane, name: str, retries: Sequence[str
         name=name,
         instance_id=settings.worker.instance_id,
         credentials=faust_credentials(settings.kafka),
+        who=identity(settings.kafka),
         datadir=settings.home / "faust",
     )
 
 
-async def _checked_topics(admin: KafkaAdmin, settings: Settings) -> tuple[str, ...]:
-    """The retry topics that exist, those of former delays included. Raises ConfigurationError."""
-    wrong = await admin.check(settings.topology())
+async def _checked_topics(admin: KafkaAdmin, settings: Settings, lane: Lane) -> tuple[str, ...]:
+    """The retry topics that exist, those of former delays included. Raises ConfigurationError.
+
+    Rights come first: a topic that one may not describe looks like one that does not exist.
+    """
+    role, topology = Role.BATCH if lane is Lane.BATCH else Role.WORKER, settings.topology()
+    await admin.prove(rights_of(role, topology, settings.kafka), topology)
+    wrong = await admin.check(topology)
     if wrong:
         raise ConfigurationError(f"{wrong[0]} Run `docsum setup topics`.")
-    return tuple(await admin.existing_retry_topics(settings.topology()))
+    return tuple(await admin.existing_retry_topics(topology))
 
 
 async def _store_what_was_paid(

@@ -31,7 +31,7 @@ from docsum.bootstrap import (
     setup_topics,
     when_there,
 )
-from docsum.errors import ConfigurationError, DocsumError
+from docsum.errors import BrokerUnavailable, ConfigurationError, DocsumError
 from docsum.fetchers import check_allowed
 from docsum.fetchers.webhook import WebhookSender
 from docsum.health import Health
@@ -41,6 +41,7 @@ from docsum.kafka.codec import EventCodec
 from docsum.kafka.dead_letters import DeadLetterTopic, replay_copy
 from docsum.kafka.producer import KafkaProducer
 from docsum.kafka.results import deletion
+from docsum.kafka.rights import Role, rights_of
 from docsum.models import Lane, Recipe, SummaryRow
 from docsum.ports import Clock, Codec, SystemClock
 from docsum.replay import DeadLetterRecords, Replay
@@ -57,6 +58,7 @@ log = structlog.get_logger(__name__)
 LOOK_AGE = timedelta(seconds=2)  # so long one look serves all who ask
 LOOK_STALE = timedelta(seconds=10)  # an older one is waited for; one in between is renewed meanwhile
 RETENTION_AGE = timedelta(minutes=1)
+_PATIENCE = timedelta(seconds=3)  # for Kafka, at the start
 _GRACE = 5  # seconds that requests get to end after SIGTERM
 
 
@@ -81,6 +83,7 @@ async def serve_api(settings: Settings, *, is_open: bool = False, set_up: bool =
         if set_up:
             await when_there(stop, lambda: setup_topics(settings))
             await when_there(stop, lambda: setup_store(settings))
+        await _prove_rights(settings)
         store = await when_there(stop, lambda: enter(open_store(settings)))
         producer = await enter(open_producer(settings))
         codec = await enter(EventCodec(settings.kafka.schema_registry_url))
@@ -101,6 +104,15 @@ async def serve_api(settings: Settings, *, is_open: bool = False, set_up: bool =
                 task.cancel()
             await asyncio.wait(background)
             await service.replays.close()
+
+
+async def _prove_rights(settings: Settings) -> None:
+    """Raises ConfigurationError. A Kafka that is away stops nobody: the page says so."""
+    admin, topology = KafkaAdmin(settings.kafka, _PATIENCE), settings.topology()
+    try:
+        await admin.prove(rights_of(Role.API, topology, settings.kafka), topology)
+    except BrokerUnavailable as error:
+        log.warning("what may be done in Kafka is not known", action="start", message=str(error))
 
 
 async def _serve(settings: Settings, service: Service, stop: asyncio.Event) -> None:

@@ -77,6 +77,12 @@ class Kafka(_Group):
     sasl_username: str = Field("", description="SASL user")
     sasl_password: SecretStr = Field(SecretStr(""), description="SASL password")
     ssl_ca_location: str = Field("", description="CA file for TLS; empty = the system's")
+    ssl_certificate_location: str = Field("", description="Certificate of this client, for mutual TLS")
+    ssl_key_location: str = Field("", description="Its key; empty = in the same file")
+    ssl_key_password: SecretStr = Field(SecretStr(""), description="Password of an encrypted key")
+    allow_plaintext_password: bool = Field(
+        False, description="Let SASL_PLAINTEXT send the password unencrypted to other machines"
+    )
     group_id: str = Field("docsum-worker", description="Consumer group of the workers")
     batch_group_id: str = Field("docsum-batch", description="Consumer group of the batch lane")
     schema_registry_url: str = Field("", description="Confluent-compatible registry; empty = none is needed")

@@ -398,6 +398,6 @@ async def test_a_topic_that_is_not_there_and_a_broker_that_is_away_are_one_sente
     with pytest.raises(BrokerUnavailable, match=r"no topic .*\.dlq for us; run `docsum setup topics`"):
         await read(broker, topology, [Coordinates(topology.dead_letters, 0, 0)])
     away = Kafka(bootstrap_servers=f"{HOST}:{free_port()}")
-    with pytest.raises(BrokerUnavailable, match=r"cannot be read from Kafka at"):
+    with pytest.raises(BrokerUnavailable, match=r"does not answer"):
         async with DeadLetterTopic(away, topology.dead_letters):
             pass

@@ -73,7 +73,7 @@ class Rest:
             "clock": SystemClock(),
             **parts,
         }
-        return HeldTopic({"bootstrap_servers": self.broker.settings.bootstrap_servers}, **values)
+        return HeldTopic(self.broker.settings, **values)
 
     @asynccontextmanager
     async def watching(
@@ -168,7 +168,7 @@ async def rest(broker: Broker, topology: Topology, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("docsum.kafka.held.LOOK_EVERY", timedelta(seconds=0.05))
     await KafkaAdmin(broker.settings).setup(topology)
     async with (
-        CopyPublisher(broker.settings.bootstrap_servers, {}) as publisher,
+        CopyPublisher(broker.settings) as publisher,
         EventCodec("") as codec,
     ):
         yield Rest(broker, topology, publisher, codec)

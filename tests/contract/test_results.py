@@ -58,7 +58,7 @@ async def test_a_result_and_its_deletion_land_in_the_same_partition_from_every_c
     servers, ids = broker.settings.bootstrap_servers, [f"doc-{number} ä" for number in range(12)]
     async with (
         ResultRecords(told.summaries) as records,
-        CopyPublisher(servers, {}) as publisher,
+        CopyPublisher(broker.settings) as publisher,
         KafkaProducer(broker.settings) as producer,
     ):
         for document_id in ids:

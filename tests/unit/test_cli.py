@@ -167,6 +167,8 @@ def test_the_whole_application_has_every_command() -> None:
         (["export", "-o", "nowhere/out.csv"], Code.USAGE, "There is no folder"),
         (["setup", "topics", "--print", "helm"], Code.USAGE, "choose kafka or strimzi"),
         (["setup", "store", "--print", "json"], Code.USAGE, "choose sql"),
+        (["setup", "--print", "helm"], Code.USAGE, "There is no form 'helm': choose"),
+        (["setup", "--print", "kafka", "topics"], Code.USAGE, "stands behind the command"),
         (["run", "samples", "--by", "07:00"], Code.USAGE, "--by is for --lane batch"),
         (["run", "samples", "--lane", "batch", "--by", "soon"], Code.USAGE, "soon is no time"),
         (["worker", "--lane", "backfill"], Code.USAGE, "There is no worker for the lane 'backfill'"),
@@ -617,6 +619,9 @@ def test_topics_and_tables_are_printed_without_a_deployment(capsys: pytest.Captu
     assert "kafka-topics.sh" in result(capsys, "setup", "topics", "--print", "kafka")[1]
     assert "kind: KafkaTopic" in result(capsys, "setup", "topics", "--print", "strimzi")[1]
     assert "CREATE DATABASE" in result(capsys, "setup", "store", "--print", "sql")[1]
+    everything = result(capsys, "setup", "--print", "kafka")[1]
+    assert "kafka-topics.sh" in everything and "--allow-principal User:docsum-worker" in everything
+    assert "kind: KafkaUser" in result(capsys, "setup", "--print", "strimzi")[1]
 
 
 def test_the_doctor_says_which_setting_is_wrong(

@@ -26,6 +26,7 @@ from docsum.errors import (
     row_of,
 )
 from docsum.kafka import producer, publisher
+from docsum.settings import Kafka
 from docsum.stores import connection
 
 # -- ClickHouse --------------------------------------------------------------------------------------------
@@ -129,9 +130,14 @@ def test_every_error_of_the_worker_s_producer_has_one_meaning(
     ]
     assert meanings.count(True) == 1
     arguments = ("docsum.dlq",) if kind is aiokafka_errors.CommitFailedError else ("said so",)
-    failure = publisher.translate(kind(*arguments), "a record for docsum.dlq")
+    failure = publisher.translate(kind(*arguments), "a record for docsum.dlq", "user x", "docsum.dlq")
     assert type(failure) is (BrokerRefused if kind in publisher.REFUSALS else BrokerUnavailable)
-    assert "docsum.dlq" in str(failure) and kind.__name__ in str(failure)
+    assert "docsum.dlq" in str(failure)
+    about_rights = (
+        aiokafka_errors.TopicAuthorizationFailedError,
+        aiokafka_errors.ClusterAuthorizationFailedError,
+    )
+    assert ("The Kafka user x lacks Write on" if kind in about_rights else kind.__name__) in str(failure)
     assert row_of(failure).disposition is Disposition.PAUSE  # a copy is never given up
 
 
@@ -155,7 +161,8 @@ def test_every_refusal_is_a_code_of_confluent_kafka() -> None:
 
 @pytest.mark.parametrize("name", sorted(of_confluent()))
 def test_every_code_of_the_commands_producer_has_a_meaning(name: str) -> None:
-    failure = producer.translate("docsum.documents", KafkaError(of_confluent()[name]), "127.0.0.1:9092")
+    kafka = Kafka(bootstrap_servers="127.0.0.1:9092")
+    failure = producer.translate("docsum.documents", KafkaError(of_confluent()[name]), kafka)
     assert type(failure) is (BrokerRefused if name in producer.REFUSALS else BrokerUnavailable)
     assert str(failure).endswith(".") and "None" not in str(failure)
 

@@ -21,11 +21,46 @@ def register(app: typer.Typer, name: str) -> None:
         help="Make or check what docsum needs in Kafka, ClickHouse and the registry. Safe to run again.",
         rich_markup_mode=None,
         no_args_is_help=True,
+        invoke_without_command=True,
     )
+    group.callback()(everything)
     group.command("topics")(topics)
     group.command("store")(store)
     group.command("schemas")(schemas)
     app.add_typer(group, name=name)
+
+
+def everything(
+    context: typer.Context,
+    form: Annotated[
+        str,
+        typer.Option(
+            "--print", metavar="kafka|strimzi", help="Print all topics, and what each role may do there."
+        ),
+    ] = "",
+) -> None:
+    """Make or check what docsum needs in Kafka, ClickHouse and the registry. Safe to run again.
+
+    \b
+      docsum setup topics && docsum setup store && docsum setup schemas
+      docsum setup --print kafka > kafka.sh
+      docsum setup --print strimzi > kafka.yaml
+
+    Each role is a user of its own, with no more rights than it needs.
+    """
+    if context.invoked_subcommand is not None:
+        if form:
+            raise WrongUsage("--print stands behind the command: `docsum setup topics --print kafka`.")
+        return
+    from docsum.kafka import admin, rights
+    from docsum.settings import load
+
+    if form not in _FORMS:
+        raise WrongUsage(f"There is no form {form!r}: choose kafka or strimzi.")
+    settings = load()
+    topology, kind = settings.topology(), _FORMS[form]
+    typer.echo(admin.render(kind, topology, settings.topics.replication_factor), nl=False)
+    typer.echo(rights.render(kind, topology, settings.kafka), nl=False)
 
 
 def topics(

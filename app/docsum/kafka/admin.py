@@ -14,19 +14,25 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from docsum.errors import BrokerUnavailable, ConfigurationError, DocsumError
-from docsum.kafka.security import client_config
+from docsum.errors import BrokerUnavailable, ConfigurationError, DocsumError, RightMissing
+from docsum.kafka.reaching import login_refused, unreachable
+from docsum.kafka.rights import Kind, Operation, Right, Role, lacks, missing, rights_of
+from docsum.kafka.security import client_config, identity
 from docsum.models import Lane
 from docsum.settings import Kafka
 from docsum.topics import Topic, Topology
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
+    from enum import Enum
 
     from confluent_kafka import KafkaError
     from confluent_kafka.admin import AdminClient
 
 T = TypeVar("T")
+
+#: By name, what may be done; None where not even describing may.
+Allowed = dict[str, frozenset[Operation] | None]
 
 _SETTLED_WITHIN = timedelta(seconds=30)  # a change is known to every broker by then
 _DELETE = "delete"  # Kafka's default cleanup policy
@@ -59,7 +65,12 @@ class KafkaAdmin:
     def __init__(self, kafka: Kafka, timeout: timedelta = timedelta(seconds=15)) -> None:
         """Raises ConfigurationError. `timeout` is of one request."""
         self._config = client_config(kafka)
+        self._kafka = kafka
         self._timeout = timeout.total_seconds()
+
+    async def reach(self) -> None:
+        """Raises BrokerUnavailable or ConfigurationError, which say why not."""
+        await self._run(lambda session: session.partition_counts())
 
     async def setup(self, topology: Topology, replication: int = -1) -> list[str]:
         """Creates what is missing and raises what is too small; returns what was done, one sentence each.
@@ -67,11 +78,31 @@ class KafkaAdmin:
         All our topics get the same number of partitions, the largest that one of them has: partition n of
         every topic belongs to one worker. Nothing is ever made smaller.
         """
-        return await self._run(lambda session: _setup(session, topology, replication))
+        rights = rights_of(Role.SETUP, topology, self._kafka)
+
+        def work(session: _Session) -> list[str]:
+            if lacking := _missing(session, rights, topology):
+                raise RightMissing(_first(lacking))
+            return _setup(session, topology, replication)
+
+        return await self._run(work)
 
     async def check(self, topology: Topology) -> list[str]:
         """What is wrong with the topics, one sentence each; empty when all is well."""
         return await self._run(lambda session: _check(session, topology))
+
+    async def prove(self, rights: Sequence[Right], topology: Topology | None = None) -> None:
+        """Raises RightMissing where this user lacks one of these rights."""
+        if lacking := await self.missing(rights, topology):
+            raise RightMissing(_first(lacking))
+
+    async def missing(self, rights: Sequence[Right], topology: Topology | None = None) -> list[str]:
+        """Where this user lacks one of these rights, one sentence for each topic and group.
+
+        A broker that does not tell what a user may do is believed to allow all of it. What may be done with a
+        topic that does not exist is not known either. `topology`: whose topics the rights to prefixes mean.
+        """
+        return await self._run(lambda session: _missing(session, rights, topology))
 
     async def lag(self, group: str, topology: Topology, lane: Lane = Lane.LIVE) -> list[PartitionLag]:
         """Of every partition that the group of this lane reads; held and dead-letter topics are none of them.
@@ -98,31 +129,100 @@ class KafkaAdmin:
         errors: list[KafkaError] = []
         config = self._config | {"error_cb": errors.append, "log_level": 0}
         with _api().AdminClient(config) as client:
-            return work(_Session(client, config, self._timeout, errors))
+            return work(_Session(client, config, self._timeout, errors, self._kafka))
 
 
 class _Session:
     """Blocking calls with deadlines, and errors as ours."""
 
     def __init__(
-        self, client: AdminClient, config: Mapping[str, Any], timeout: float, errors: list[KafkaError]
+        self,
+        client: AdminClient,
+        config: Mapping[str, Any],
+        timeout: float,
+        errors: list[KafkaError],
+        kafka: Kafka,
     ) -> None:
         self._client = client
+        self._kafka = kafka
         self._config = dict(config)
         self._servers = config["bootstrap.servers"]
         self._timeout = timeout
         self._errors = errors  # what the connections met, in words
 
+    @property
+    def who(self) -> str:
+        return identity(self._kafka)
+
     def partition_counts(self) -> dict[str, int]:
         """Of every topic that there is."""
         from confluent_kafka import KafkaException
 
-        try:
-            topics = self._client.list_topics(timeout=self._timeout).topics
-        except KafkaException as error:
-            self._client.poll(0.1)  # fills `_errors`: this one says only that a broker is away
-            raise self._refused() or self._translated(error.args[0], "list its topics") from error
+        deadline = time.monotonic() + self._timeout
+        while True:
+            try:
+                topics = self._client.list_topics(timeout=min(1.0, self._timeout)).topics
+                break
+            except KafkaException as error:  # which says only that a broker is away
+                self._client.poll(0.1)  # fills `_errors`
+                if refused := login_refused(self._kafka, self._errors):
+                    raise refused from error
+                if time.monotonic() > deadline or any("SSL" in each.str() for each in self._errors):
+                    raise self._away(error.args[0]) from error
         return {name: len(topic.partitions) for name, topic in topics.items() if topic.error is None}
+
+    def _away(self, error: KafkaError) -> DocsumError:
+        if _is_away(error):
+            return unreachable(self._kafka, timedelta(seconds=self._timeout))
+        return self._translated(error, "list its topics")
+
+    def allowed_topics(self, names: Sequence[str]) -> Allowed:
+        from confluent_kafka import TopicCollection
+
+        return self._allowed(
+            "describe topics",
+            lambda: self._client.describe_topics(
+                TopicCollection(list(names)),
+                include_authorized_operations=True,
+                request_timeout=self._timeout,
+            ),
+        )
+
+    def allowed_groups(self, names: Sequence[str]) -> Allowed:
+        return self._allowed(
+            "describe groups",
+            lambda: self._client.describe_consumer_groups(
+                list(names), include_authorized_operations=True, request_timeout=self._timeout
+            ),
+        )
+
+    def lacking(self, rights: Sequence[Right], kind: Kind, allowed: Allowed) -> list[str]:
+        return [
+            lacks(self.who, operations, kind, name) for name, operations in missing(rights, kind, allowed)
+        ]
+
+    def _allowed(self, what: str, ask: Callable[[], Mapping[str, Future[Any]]]) -> Allowed:
+        """Without those of which the broker does not tell."""
+        from confluent_kafka import KafkaError as Code
+        from confluent_kafka import KafkaException
+
+        def results() -> Allowed:
+            found: Allowed = {}
+            for name, future in ask().items():
+                try:
+                    told = future.result(timeout=2 * self._timeout).authorized_operations
+                except KafkaException as error:
+                    code = error.args[0].code()
+                    if code in (Code.TOPIC_AUTHORIZATION_FAILED, Code.GROUP_AUTHORIZATION_FAILED):
+                        found[name] = None
+                    elif code not in (Code.UNKNOWN_TOPIC_OR_PART, Code._UNSUPPORTED_FEATURE):
+                        raise
+                else:
+                    if told is not None:
+                        found[name] = frozenset(filter(None, map(_operation, told)))
+            return found
+
+        return self._again(what, results)
 
     def create(self, topics: Sequence[Topic], count: int, replication: int) -> None:
         from confluent_kafka import KafkaError as Code
@@ -130,6 +230,7 @@ class _Session:
         new = [_api().NewTopic(topic.name, count, replication, config=dict(topic.config)) for topic in topics]
         self._ask(
             "create topics",
+            Operation.CREATE,
             lambda: self._client.create_topics(new, request_timeout=self._timeout) if new else {},
             passing=(Code.TOPIC_ALREADY_EXISTS,),  # another `setup` was faster
         )
@@ -138,6 +239,7 @@ class _Session:
         new = [_api().NewPartitions(name, count) for name in names]
         self._ask(
             "raise the partitions of topics",
+            Operation.ALTER,
             lambda: self._client.create_partitions(new, request_timeout=self._timeout) if new else {},
         )
 
@@ -156,6 +258,7 @@ class _Session:
         ]
         self._ask(
             "configure topics",
+            Operation.ALTER_CONFIGS,
             lambda: (
                 self._client.incremental_alter_configs(resources, request_timeout=self._timeout)
                 if resources
@@ -168,6 +271,7 @@ class _Session:
         resources = [kind(kind.Type.TOPIC, name) for name in names]
         found = self._ask(
             "describe topics",
+            Operation.DESCRIBE_CONFIGS,
             lambda: (
                 self._client.describe_configs(resources, request_timeout=self._timeout) if resources else {}
             ),
@@ -181,6 +285,7 @@ class _Session:
         """Any: TopicPartition and OffsetSpec, which mypy does not see."""
         found = self._ask(
             "tell the offsets of topics",
+            Operation.DESCRIBE,
             lambda: self._client.list_offsets(dict.fromkeys(places, spec), request_timeout=self._timeout),
         )
         return {(place.topic, place.partition): info.offset for place, info in found.items()}
@@ -191,16 +296,27 @@ class _Session:
         By a consumer: the admin client's own request ends the process with a segmentation fault when the
         group has no coordinator yet or just gets a new one (librdkafka issue 5040, seen with 2.16.0).
         """
-        from confluent_kafka import Consumer
+        from confluent_kafka import Consumer, KafkaError, KafkaException
 
         consumer = Consumer(self._config | {"group.id": group, "enable.auto.commit": False})
         what = f"tell the offsets of group {group}"
+
+        def ask() -> list[Any]:  # Any: TopicPartition
+            try:
+                return list(consumer.committed(list(places), timeout=self._timeout))
+            except KafkaException as error:
+                if error.args[0].code() == KafkaError.GROUP_AUTHORIZATION_FAILED:
+                    raise self._right_missing(Operation.DESCRIBE, "group", group) from error
+                raise
+
         try:
-            found = self._again(what, lambda: consumer.committed(list(places), timeout=self._timeout))
+            found = self._again(what, ask)
         finally:
             consumer.close()
         for place in found:
             if place.error is not None:
+                if place.error.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:
+                    raise self._right_missing(Operation.DESCRIBE, "topic", place.topic)
                 raise self._translated(place.error, what)
         # Below zero is librdkafka's sign for none.
         return {(place.topic, place.partition): place.offset for place in found if place.offset >= 0}
@@ -214,12 +330,19 @@ class _Session:
             time.sleep(0.1)
 
     def _ask(
-        self, what: str, ask: Callable[[], Mapping[Any, Future[Any]]], passing: tuple[int, ...] = ()
+        self,
+        what: str,
+        needed: Operation,
+        ask: Callable[[], Mapping[Any, Future[Any]]],
+        passing: tuple[int, ...] = (),
     ) -> dict[Any, Any]:  # Any: librdkafka's results, by what was asked for
         """All that worked; an error that may not pass is raised as ours."""
-        return self._again(what, lambda: self._results(ask(), passing))
+        return self._again(what, lambda: self._results(ask(), needed, passing))
 
-    def _results(self, futures: Mapping[Any, Future[Any]], passing: tuple[int, ...]) -> dict[Any, Any]:
+    def _results(
+        self, futures: Mapping[Any, Future[Any]], needed: Operation, passing: tuple[int, ...]
+    ) -> dict[Any, Any]:
+        from confluent_kafka import KafkaError as Code
         from confluent_kafka import KafkaException
 
         found = {}
@@ -227,9 +350,15 @@ class _Session:
             try:
                 found[key] = future.result(timeout=2 * self._timeout)
             except KafkaException as error:
-                if error.args[0].code() not in passing:
+                code = error.args[0].code()
+                if code == Code.TOPIC_AUTHORIZATION_FAILED:
+                    raise self._right_missing(needed, "topic", _name(key)) from error
+                if code not in passing:
                     raise
         return found
+
+    def _right_missing(self, needed: Operation, kind: Kind, name: str) -> RightMissing:
+        return RightMissing(lacks(self.who, (needed,), kind, name))
 
     def _again(self, what: str, ask: Callable[[], T]) -> T:
         """Asks again while the broker is not ready for the question."""
@@ -246,22 +375,6 @@ class _Session:
                 raise BrokerUnavailable(f"Kafka at {self._servers} does not answer.") from error
             time.sleep(0.1)
 
-    def _refused(self) -> ConfigurationError | None:
-        """A broker that closes the door looks like one that is away, but for what a connection has met."""
-        from confluent_kafka import KafkaError as Code
-
-        for error in self._errors:
-            if error.code() == Code._AUTHENTICATION:
-                return ConfigurationError(
-                    f"Kafka at {self._servers} does not accept the user of DOCSUM_KAFKA__SASL_USERNAME."
-                )
-            if error.code() == Code._SSL or "SSL" in error.str():
-                return ConfigurationError(
-                    f"The TLS handshake with Kafka at {self._servers} fails: check "
-                    "DOCSUM_KAFKA__SECURITY_PROTOCOL and DOCSUM_KAFKA__SSL_CA_LOCATION."
-                )
-        return None
-
     def _translated(self, error: KafkaError, what: str) -> DocsumError:
         from confluent_kafka import KafkaError as Code
 
@@ -277,7 +390,7 @@ class _Session:
         )
         if error.code() in refusals:
             return ConfigurationError(f"Kafka refuses to {what}: {error.str().rstrip('.')}.")
-        if error.code() in (Code._TRANSPORT, Code._TIMED_OUT, Code._ALL_BROKERS_DOWN, Code._RESOLVE):
+        if _is_away(error):
             return BrokerUnavailable(f"Kafka at {self._servers} does not answer.")
         return BrokerUnavailable(f"Kafka could not {what}: {error.str().rstrip('.')}.")
 
@@ -306,6 +419,14 @@ def _check(session: _Session, topology: Topology) -> list[str]:
     wanted = {topic.name: topic for topic in topology.topics()}
     there = _ours(counts, topology)
     count = max([topology.partitions, *there.values()])
+    unseen = [name for name in (*wanted, *topology.inputs) if name not in counts]
+    hidden = (
+        [name for name, allowed in session.allowed_topics(unseen).items() if allowed is None]
+        if unseen
+        else []
+    )
+    if hidden:
+        raise RightMissing(lacks(session.who, (Operation.DESCRIBE,), "topic", hidden[0]))
     found = [f"Topic {name} does not exist." for name in wanted if name not in there]
     found += [f"Input topic {name} does not exist." for name in topology.inputs if name not in counts]
     found += [
@@ -328,6 +449,20 @@ def _retention(session: _Session, topology: Topology) -> dict[str, timedelta | N
     ]
     kept = {name: int(config["retention.ms"]) for name, config in session.configs(names).items()}
     return {name: None if ms < 0 else timedelta(milliseconds=ms) for name, ms in sorted(kept.items())}
+
+
+def _missing(session: _Session, rights: Sequence[Right], topology: Topology | None) -> list[str]:
+    counts = session.partition_counts()
+    topics = {right.name for right in rights if right.kind == "topic" and not right.prefixed}
+    if topology is not None:
+        ours = {*(topic.name for topic in topology.topics()), *_ours(counts, topology)}
+        prefixed = [right for right in rights if right.kind == "topic" and right.prefixed]
+        topics |= {name for name in ours if any(right.covers(name) for right in prefixed)}
+    groups = {right.name for right in rights if right.kind == "group" and not right.prefixed}
+    return [
+        *session.lacking(rights, "topic", session.allowed_topics(sorted(topics)) if topics else {}),
+        *session.lacking(rights, "group", session.allowed_groups(sorted(groups)) if groups else {}),
+    ]
 
 
 def _lag(session: _Session, group: str, topology: Topology, lane: Lane) -> list[PartitionLag]:
@@ -378,6 +513,28 @@ def _may_pass(error: KafkaError) -> bool:
         Code.COORDINATOR_NOT_AVAILABLE,
         Code.NOT_COORDINATOR,
     )
+
+
+def _operation(told: Enum) -> Operation | None:
+    """`DESCRIBE_CONFIGS` is `DescribeConfigs`; None for one that no role of ours needs."""
+    name = "".join(part.capitalize() for part in told.name.split("_"))
+    return Operation(name) if name in set(Operation) else None
+
+
+def _name(asked: Any) -> str:
+    """Of the topic that a question was about: a name, or what has one."""
+    return str(getattr(asked, "topic", None) or getattr(asked, "name", asked))
+
+
+def _first(lacking: Sequence[str]) -> str:
+    more = f" {len(lacking) - 1} more are missing: see `docsum doctor`." if len(lacking) > 1 else ""
+    return f"{lacking[0]}{more}"
+
+
+def _is_away(error: KafkaError) -> bool:
+    from confluent_kafka import KafkaError as Code
+
+    return error.code() in (Code._TRANSPORT, Code._TIMED_OUT, Code._ALL_BROKERS_DOWN, Code._RESOLVE)
 
 
 def render(form: Literal["kafka", "strimzi"], topology: Topology, replication: int = -1) -> str:

@@ -9,19 +9,25 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment
-from aiokafka.errors import AuthenticationFailedError, GroupCoordinatorNotAvailableError, KafkaError
+from aiokafka.errors import (
+    GroupAuthorizationFailedError,
+    GroupCoordinatorNotAvailableError,
+    KafkaError,
+    TopicAuthorizationFailedError,
+)
 
-from docsum.errors import BrokerUnavailable, ConfigurationError
+from docsum.errors import BrokerUnavailable, ConfigurationError, RightMissing
 from docsum.kafka.headers import delivery_of
-from docsum.kafka.held import positions_group
-from docsum.kafka.security import aiokafka_security
+from docsum.kafka.refusals import explained
+from docsum.kafka.rights import Operation, lacks, positions_group
+from docsum.kafka.security import aiokafka_security, identity
 from docsum.models import Backlog, Delivery, Lane, Member, Position, Waiting, from_ms
 from docsum.settings import Kafka
 from docsum.topics import Topology
@@ -41,12 +47,8 @@ async def look(kafka: Kafka, topology: Topology, patience: timedelta) -> Backlog
     try:
         async with asyncio.timeout(patience.total_seconds()), _clients(kafka) as (admin, consumer):
             return await _look(kafka, topology, admin, consumer, patience * _HEADS)
-    except AuthenticationFailedError as error:
-        raise ConfigurationError(
-            f"Kafka at {kafka.bootstrap_servers} does not accept the user of DOCSUM_KAFKA__SASL_USERNAME."
-        ) from error
     except (KafkaError, TimeoutError, OSError) as error:
-        raise BrokerUnavailable(f"Kafka at {kafka.bootstrap_servers} does not answer.") from error
+        raise await explained(error, kafka, "tell what waits") from error
 
 
 @asynccontextmanager
@@ -72,6 +74,8 @@ async def _look(  # Any: aiokafka is not typed
     kafka: Kafka, topology: Topology, admin: Any, consumer: Any, for_heads: timedelta
 ) -> Backlog:
     counts = {topic["topic"]: len(topic["partitions"]) for topic in await admin.describe_topics()}
+    wanted = (*(topic.name for topic in topology.topics()), *topology.inputs)
+    await _refuse_hidden(kafka, admin, [name for name in wanted if name not in counts])
     if topology.documents not in counts:
         raise ConfigurationError(f"Topic {topology.documents} does not exist. Run `docsum setup topics`.")
     read = [name for name in counts if any(topology.is_read(name, lane) for lane in Lane)]
@@ -120,6 +124,15 @@ async def _look(  # Any: aiokafka is not typed
     )
 
 
+async def _refuse_hidden(  # Any: aiokafka is not typed
+    kafka: Kafka, admin: Any, topics: Sequence[str]
+) -> None:
+    """What one may not describe looks like what does not exist: its events would not be counted."""
+    for topic in await admin.describe_topics(list(topics)) if topics else ():
+        if topic["error_code"] == TopicAuthorizationFailedError.errno:
+            raise RightMissing(lacks(identity(kafka), (Operation.DESCRIBE,), "topic", topic["topic"]))
+
+
 def _waiting(
     name: str,
     left: Mapping[TopicPartition, int],
@@ -147,6 +160,8 @@ async def _positions(admin: Any, group: str) -> dict[TopicPartition, int]:  # An
         found = await admin.list_consumer_group_offsets(group)
     except GroupCoordinatorNotAvailableError:  # nobody has ever used a group at this broker
         return {}
+    except GroupAuthorizationFailedError as error:
+        raise GroupAuthorizationFailedError(group) from error  # aiokafka does not say which
     return {place: position.offset for place, position in found.items()}
 
 
@@ -178,6 +193,8 @@ async def _group(admin: Any, group: str) -> Mapping[str, Any] | None:  # Any: as
         (answer,) = await admin.describe_consumer_groups([group])
     except GroupCoordinatorNotAvailableError:  # nobody has ever used a group at this broker
         return None
+    except GroupAuthorizationFailedError as error:
+        raise GroupAuthorizationFailedError(group) from error
     (found,) = answer.to_object()["groups"]
     return dict(found)
 
@@ -212,7 +229,7 @@ async def _heads(  # Any: aiokafka is not typed
     consumer.assign(places)
     for place in places:
         consumer.seek(place, at[place])
-    with suppress(TimeoutError, KafkaError):
+    try:
         async with asyncio.timeout(patience.total_seconds()):
             while missing:
                 milliseconds = _LOOK // timedelta(milliseconds=1)
@@ -221,6 +238,10 @@ async def _heads(  # Any: aiokafka is not typed
                     if place in missing:
                         missing.remove(place)
                         found.append(_delivery(records[0]))
+    except TopicAuthorizationFailedError:
+        raise
+    except (TimeoutError, KafkaError):
+        pass  # the counts still stand
     return found
 
 

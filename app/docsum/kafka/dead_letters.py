@@ -19,7 +19,10 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
 from docsum.errors import BrokerUnavailable
+from docsum.kafka.admin import KafkaAdmin
 from docsum.kafka.headers import delivery_of, replay_headers
+from docsum.kafka.refusals import explained
+from docsum.kafka.rights import Operation, Right
 from docsum.kafka.security import aiokafka_security
 from docsum.models import Coordinates, Delivery, RecordCopy
 from docsum.settings import Kafka
@@ -38,6 +41,7 @@ class DeadLetterTopic:
     def __init__(self, kafka: Kafka, topic: str) -> None:
         """Raises ConfigurationError."""
         self._servers = kafka.bootstrap_servers
+        self._kafka = kafka
         self._topic = topic
         self._arguments: dict[str, Any] = {  # Any: aiokafka's arguments
             "bootstrap_servers": kafka.bootstrap_servers,
@@ -68,6 +72,7 @@ class DeadLetterTopic:
         """Partition -> the offsets that it has at this moment. Raises BrokerUnavailable."""
         async with self._asking():
             if self._topic not in await self._consumer.topics():
+                await KafkaAdmin(self._kafka).prove((Right(Operation.READ, "topic", self._topic),))
                 raise BrokerUnavailable(
                     f"Kafka has no topic {self._topic} for us; run `docsum setup topics`."
                 )
@@ -147,9 +152,7 @@ class DeadLetterTopic:
         except TimeoutError as error:
             raise BrokerUnavailable(f"Kafka at {self._servers} does not answer.") from error
         except KafkaError as error:
-            raise BrokerUnavailable(
-                f"{self._topic} cannot be read from Kafka at {self._servers}: {type(error).__name__}."
-            ) from error
+            raise await explained(error, self._kafka, f"give {self._topic}") from error
 
 
 def replay_copy(delivery: Delivery, replay_id: str, group: str) -> RecordCopy:

@@ -25,6 +25,9 @@ from aiokafka.errors import KafkaError
 
 from docsum.errors import BrokerUnavailable, DocsumError, InvalidEvent, SchemaUnknown
 from docsum.kafka.headers import RUN_ID, Headers, delivery_of, held_headers
+from docsum.kafka.refusals import right_missing
+from docsum.kafka.rights import positions_group
+from docsum.kafka.security import aiokafka_security, identity
 from docsum.models import (
     Control,
     ControlState,
@@ -35,6 +38,7 @@ from docsum.models import (
     State,
 )
 from docsum.ports import Clock, Codec, Publisher, SummaryStore
+from docsum.settings import Kafka
 from docsum.topics import Topology
 
 log = structlog.get_logger(__name__)
@@ -45,11 +49,6 @@ REFRESH = timedelta(days=1)
 _AT_ONCE = 200  # copies in flight: a worker's own deliveries get their turn between two lots
 
 Owned = Callable[[], frozenset[int]]
-
-
-def positions_group(group: str) -> str:
-    """Where the positions in the held topic are stored, of the workers of this group."""
-    return f"{group}-held"
 
 
 @dataclass(slots=True)
@@ -66,7 +65,7 @@ class HeldTopic:
 
     def __init__(
         self,
-        consumer_arguments: dict[str, Any],  # Any: aiokafka's arguments
+        kafka: Kafka,
         *,
         topology: Topology,
         group: str,
@@ -75,7 +74,8 @@ class HeldTopic:
         store: SummaryStore,
         clock: Clock,
     ) -> None:
-        self._arguments = consumer_arguments
+        self._arguments = {"bootstrap_servers": kafka.bootstrap_servers, **aiokafka_security(kafka)}
+        self._who = identity(kafka)
         self._topology = topology
         self._group = group
         self._codec = codec
@@ -222,7 +222,8 @@ class HeldTopic:
             await consumer.start()
             yield consumer
         except KafkaError as error:
-            raise BrokerUnavailable(f"The held topic cannot be read: {error!r}") from error
+            missing = right_missing(error, self._who, group=positions_group(self._group))
+            raise missing or BrokerUnavailable(f"The held topic cannot be read: {error!r}") from error
         finally:
             await consumer.stop()
 

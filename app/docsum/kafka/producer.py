@@ -12,7 +12,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from docsum.errors import BrokerRefused, BrokerUnavailable
-from docsum.kafka.security import client_config
+from docsum.kafka.reaching import unreachable
+from docsum.kafka.rights import Operation, lacks
+from docsum.kafka.security import client_config, identity
 from docsum.models import Coordinates, RecordCopy
 from docsum.settings import Kafka
 from docsum.topics import MAX_MESSAGE_BYTES, SPARE_BYTES
@@ -62,6 +64,7 @@ REFUSALS = frozenset(
 
 _POLL = 0.1  # seconds; the longest time that closing waits for the thread
 _METADATA = timedelta(seconds=10)
+_TRYING = timedelta(seconds=5)  # by hand, to learn why nobody answers
 _BY_KEY = -1  # librdkafka's PARTITION_UA
 
 #: librdkafka itself counts what is in flight: this much, and `submit` waits.
@@ -76,7 +79,7 @@ class KafkaProducer:
 
     def __init__(self, kafka: Kafka, deliver_within: timedelta = timedelta(seconds=30)) -> None:
         """Raises ConfigurationError. `deliver_within`: a record that took longer has failed."""
-        self._servers = kafka.bootstrap_servers
+        self._kafka = kafka
         self._deliver_within = deliver_within
         self._config = client_config(kafka) | {
             "enable.idempotence": True,
@@ -161,13 +164,15 @@ class KafkaProducer:
 
     def _count(self, topic: str) -> int:
         """Blocks. Asking also shows librdkafka the partitions that a topic has got since."""
-        from confluent_kafka import KafkaException
+        from confluent_kafka import KafkaError, KafkaException
 
         assert self._producer is not None
         try:
             found = self._producer.list_topics(topic, timeout=_METADATA.total_seconds()).topics[topic]
         except KafkaException as error:
-            raise BrokerUnavailable(f"Kafka at {self._servers} does not answer.") from error
+            raise unreachable(self._kafka, _TRYING) from error
+        if found.error is not None and found.error.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:
+            raise translate(topic, found.error, self._kafka)
         if found.error is not None or not found.partitions:
             raise BrokerUnavailable(f"Kafka has no topic {topic} for us; run `docsum setup topics`.")
         return len(found.partitions)
@@ -197,7 +202,7 @@ class KafkaProducer:
         except BufferError:
             return False
         except KafkaException as error:
-            raise translate(copy.topic, error.args[0], self._servers) from error
+            raise translate(copy.topic, error.args[0], self._kafka) from error
         self._in_flight.add(future)
         return True
 
@@ -207,7 +212,7 @@ class KafkaProducer:
         """In the polling thread."""
         topic = message.topic() or ""
         if error is not None:
-            self._reports.append((future, translate(topic, error, self._servers)))
+            self._reports.append((future, translate(topic, error, self._kafka)))
         else:
             place = Coordinates(topic, message.partition() or 0, message.offset() or 0)
             self._reports.append((future, place))
@@ -231,9 +236,13 @@ class KafkaProducer:
         self._progress.set()
 
 
-def translate(topic: str, error: KafkaError, servers: str) -> BrokerUnavailable:
+def translate(topic: str, error: KafkaError, kafka: Kafka) -> BrokerUnavailable:
     """What has become of a record, in our terms."""
     from confluent_kafka import KafkaError as Code
+
+    if error.code() in (Code.TOPIC_AUTHORIZATION_FAILED, Code.CLUSTER_AUTHORIZATION_FAILED):
+        return BrokerRefused(lacks(identity(kafka), (Operation.WRITE,), "topic", topic))
+    servers = kafka.bootstrap_servers
 
     if error.code() == Code._MSG_TIMED_OUT:
         return BrokerUnavailable(f"Kafka at {servers} did not acknowledge a record for {topic} in time.")

@@ -12,7 +12,11 @@ from aiokafka import AIOKafkaProducer, errors
 from aiokafka.errors import KafkaError
 
 from docsum.errors import BrokerRefused, BrokerUnavailable
+from docsum.kafka.refusals import right_missing
+from docsum.kafka.rights import Operation
+from docsum.kafka.security import aiokafka_security, identity
 from docsum.models import Coordinates, RecordCopy
+from docsum.settings import Kafka
 
 #: Kafka has understood and says no: a person has to change something there. All else may pass.
 REFUSALS: frozenset[type[KafkaError]] = frozenset(
@@ -74,20 +78,23 @@ class CopyPublisher:
 
     def __init__(
         self,
-        bootstrap_servers: str,
-        security: dict[str, Any],  # Any: aiokafka's arguments
+        kafka: Kafka,
         patience: timedelta = timedelta(seconds=10),
     ) -> None:
-        """`patience`: a record that is not acknowledged by then is told of, and still sent."""
+        """`patience`: a record that is not acknowledged by then is told of, and still sent.
+
+        Raises ConfigurationError.
+        """
+        self._who = identity(kafka)
         self._arguments: dict[str, Any] = {
-            "bootstrap_servers": bootstrap_servers,
+            "bootstrap_servers": kafka.bootstrap_servers,
             "acks": "all",
             "enable_idempotence": True,
             "compression_type": "gzip",
             "max_request_size": _NO_LIMIT,
             "request_timeout_ms": 30_000,
             "metadata_max_age_ms": 10_000,
-            **security,
+            **aiokafka_security(kafka),
         }
         self._patience = patience.total_seconds()
         self._producer: Any = None  # Any: aiokafka is not typed
@@ -100,7 +107,7 @@ class CopyPublisher:
         try:
             self._producer = await self._started()
         except KafkaError as error:
-            raise translate(error, "a connection") from error
+            raise translate(error, "a connection", self._who) from error
         return self
 
     async def __aexit__(
@@ -142,9 +149,9 @@ class CopyPublisher:
                 return await _send(producer, copy)
             except KafkaError as error:
                 if type(error) not in BROKEN or not await self._renew(producer):
-                    raise translate(error, f"a record for {copy.topic}") from error
+                    raise translate(error, f"a record for {copy.topic}", self._who, copy.topic) from error
             except Exception as error:  # such as its AssertionError when a topic goes while it is looked at
-                raise translate(error, f"a record for {copy.topic}") from error
+                raise translate(error, f"a record for {copy.topic}", self._who, copy.topic) from error
 
     async def _renew(self, broken: Any) -> bool:
         """Puts a new producer in its place; false when that cannot be made now."""
@@ -183,8 +190,13 @@ async def _send(producer: Any, copy: RecordCopy) -> Coordinates:
     return Coordinates(done.topic, done.partition, done.offset)
 
 
-def translate(error: Exception, what: str) -> BrokerUnavailable:
-    """What has failed in our terms. A record is never given up: both kinds are waited out and told."""
+def translate(error: Exception, what: str, who: str = "user", topic: str = "") -> BrokerUnavailable:
+    """What has failed in our terms. A record is never given up: both kinds are waited out and told.
+
+    `who` is of `security.identity`; `topic`: where the record was to go.
+    """
+    if isinstance(error, errors.TopicAuthorizationFailedError | errors.ClusterAuthorizationFailedError):
+        return BrokerRefused(str(right_missing(error, who, topic=topic, needed=Operation.WRITE)))
     said = str(error) if isinstance(error, KafkaError) else f"{type(error).__name__}: {error}"
     if type(error) in REFUSALS:
         return BrokerRefused(f"Kafka refuses {what}: {said}.")

@@ -27,10 +27,11 @@ from aiokafka.errors import CommitFailedError, KafkaError
 from aiokafka.structs import OffsetAndMetadata
 from faust.types import TP
 
-from docsum.errors import BrokerUnavailable
+from docsum.errors import BrokerUnavailable, DocsumError
 from docsum.kafka.headers import delivery_of
 from docsum.kafka.partition_queue import Doors, PartitionQueue, QueueState
 from docsum.kafka.records import read_any_header
+from docsum.kafka.refusals import right_missing
 from docsum.models import Outcome
 from docsum.pipeline import Deferred, Trip
 from docsum.ports import Clock
@@ -67,6 +68,7 @@ class Membership:
     name: str = "docsum"  # under which the broker lists it
     instance_id: str = ""  # set: static membership, which is listed under this one
     credentials: Any = None  # Any: one of Faust's credential classes, or None
+    who: str = "user ANONYMOUS"  # as Kafka knows it
     datadir: Path = Path("/nonexistent")
 
     @property
@@ -163,7 +165,9 @@ class KafkaWorker:
                 self._crashed.result()
             if fallen.done():
                 reason = self._app.crash_reason
-                raise BrokerUnavailable(f"The consumer crashed: {reason!r}") from reason
+                raise self._refused(reason) or BrokerUnavailable(
+                    f"The consumer crashed: {reason!r}"
+                ) from reason
         finally:
             self._stopping = True
             for task in (*timers, stopped, fallen):
@@ -174,7 +178,7 @@ class KafkaWorker:
         try:
             await self._app.start()
         except Exception as error:
-            failed = BrokerUnavailable(f"The consumer could not start: {error!r}")
+            failed = self._refused(error) or BrokerUnavailable(f"The consumer could not start: {error!r}")
             failed.__cause__ = error
             self._crash(failed)
 
@@ -252,7 +256,14 @@ class KafkaWorker:
         if not task.cancelled() and (error := task.exception()) is not None:
             self._crash(error)
 
+    def _refused(self, error: BaseException | None) -> DocsumError | None:
+        """A right that was taken away: starting again would not help."""
+        if error is None:
+            return None
+        return right_missing(error, self._membership.who, group=self._membership.group)
+
     def _crash(self, error: BaseException) -> None:
+        error = self._refused(error) or error
         if self._crashed is not None and not self._crashed.done():
             log.error("the worker must stop", action="crash", error=repr(error), exc_info=error)
             self._crashed.set_exception(error)
