@@ -108,6 +108,7 @@ class ClickHouse(_Group):
     database: str = Field("docsum", description="Database; made by `docsum setup store`")
     user: str = Field("default", description="User")
     password: SecretStr = Field(SecretStr(""), description="Password")
+    ssl_ca_location: str = Field("", description="CA file for an https:// URL; empty = the system's")
     cluster: str = Field("", description="Cluster name for ON CLUSTER and replicated tables (unproven)")
 
 

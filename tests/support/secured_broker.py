@@ -120,7 +120,7 @@ class SecuredBroker(Broker):
             while not await spec.ready():
                 assert self.process.poll() is None, (self.data / "stdout").read_text()
                 await asyncio.sleep(0.1)
-        await asyncio.to_thread(self._add_users)
+        await asyncio.to_thread(self.know, *USERS)
 
     def _write(self) -> None:
         folder = self.data / "tls"
@@ -144,13 +144,14 @@ class SecuredBroker(Broker):
         kept = [line for line in properties.read_text().splitlines() if not line.startswith(replaced)]
         properties.write_text("\n".join([*kept, more]))
 
-    def _add_users(self) -> None:
+    def know(self, *users: str) -> None:
+        """Adds users with PASSWORD, for both kinds of SCRAM."""
         with self.admin() as client:
             # A user only once in a request, says the broker.
             for mechanism in (api.ScramMechanism.SCRAM_SHA_256, api.ScramMechanism.SCRAM_SHA_512):
                 credential = api.ScramCredentialInfo(mechanism, 4096)
                 wanted = [
-                    api.UserScramCredentialUpsertion(user, credential, PASSWORD.encode()) for user in USERS
+                    api.UserScramCredentialUpsertion(user, credential, PASSWORD.encode()) for user in users
                 ]
                 for future in client.alter_user_scram_credentials(wanted).values():
                     future.result(20)

@@ -621,6 +621,9 @@ def test_topics_and_tables_are_printed_without_a_deployment(capsys: pytest.Captu
     assert "CREATE DATABASE" in result(capsys, "setup", "store", "--print", "sql")[1]
     everything = result(capsys, "setup", "--print", "kafka")[1]
     assert "kafka-topics.sh" in everything and "--allow-principal User:docsum-worker" in everything
+    tables = result(capsys, "setup", "--print", "sql")[1]
+    assert "CREATE DATABASE" in tables and "GRANT SELECT ON docsum.summaries TO docsum_reader;" in tables
+    assert "docsum.tokens TO docsum_reader" not in tables
     assert "kind: KafkaUser" in result(capsys, "setup", "--print", "strimzi")[1]
 
 

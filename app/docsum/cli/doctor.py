@@ -7,7 +7,7 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib.util import find_spec
@@ -21,6 +21,7 @@ from docsum.cli.output import Code, emit, finish, next_step
 from docsum.errors import ConfigurationError, DocsumError
 
 if TYPE_CHECKING:
+    from docsum.kafka.rights import Role
     from docsum.settings import Settings
 
 _LEAST_FREE = 1_000_000_000  # bytes
@@ -99,7 +100,8 @@ async def examine() -> AsyncIterator[Finding]:
         yield _root(root)
     reachable = _reachable(settings)
     if reachable is not None:
-        yield await _topics(reachable)
+        async for finding in _kafka(reachable):
+            yield finding
         yield await _store(reachable)
         yield await _workers(reachable)
     yield await _model(settings)
@@ -181,15 +183,54 @@ def _reachable(settings: Settings) -> Settings | None:
     return settings if settings.explicit else attach(settings)
 
 
-async def _topics(settings: Settings) -> Finding:
+async def _kafka(settings: Settings) -> AsyncIterator[Finding]:
+    """The connection, then what its user may do, then the topics."""
     from docsum.kafka.admin import KafkaAdmin
+    from docsum.kafka.security import identity
 
+    topology, kafka = settings.topology(), settings.kafka
     try:
-        wrong = await KafkaAdmin(settings.kafka, _PATIENCE).check(settings.topology())
+        admin = KafkaAdmin(kafka, _PATIENCE)
+        lacking = await admin.missing_of_roles(topology)
+        yield Finding("Kafka", f"answers, by {kafka.security_protocol}, as the {identity(kafka)}")
+        yield _rights(settings, lacking)
+        wrong = await admin.check(topology)
     except DocsumError as error:
-        return Finding("Kafka", str(error), "Check the broker and DOCSUM_KAFKA__BOOTSTRAP_SERVERS.")
-    return Finding(
+        yield Finding("Kafka", str(error), _kafka_remedy(error))
+        return
+    yield Finding(
         "topics", " ".join(wrong) or "as they should be", "Run `docsum setup topics`." if wrong else ""
+    )
+
+
+def _kafka_remedy(error: DocsumError) -> str:
+    from docsum.errors import RightMissing, row_of
+
+    if isinstance(error, RightMissing):
+        return row_of(error).hint
+    if isinstance(error, ConfigurationError):
+        return "Correct what it names; `docsum config show --changed` shows what is set."
+    return "Check the broker and DOCSUM_KAFKA__BOOTSTRAP_SERVERS."
+
+
+def _rights(settings: Settings, lacking: Mapping[Role, list[str]]) -> Finding:
+    """Of the role that the user is named for, else of all that it has; else of the nearest one."""
+    from docsum.kafka.rights import Role, principal
+
+    topology, user = settings.topology(), settings.kafka.sasl_username
+    named = [role for role in Role if principal(role, topology) == user]
+    whole = [role for role, sentences in lacking.items() if not sentences and role is not Role.UPSTREAM]
+    if whole and not named:
+        return Finding("rights in Kafka", f"those of {', '.join(whole)}")
+    role = named[0] if named else min(set(Role) - {Role.UPSTREAM}, key=lambda each: len(lacking[each]))
+    sentences = lacking[role]
+    if not sentences:
+        return Finding("rights in Kafka", f"those of {role}")
+    more = f" {len(sentences) - 1} more are missing." if len(sentences) > 1 else ""
+    return Finding(
+        "rights in Kafka",
+        f"not all of {role}: {sentences[0]}{more}",
+        "Grant them as `docsum setup --print kafka` says.",
     )
 
 

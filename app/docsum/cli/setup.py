@@ -35,7 +35,9 @@ def everything(
     form: Annotated[
         str,
         typer.Option(
-            "--print", metavar="kafka|strimzi", help="Print all topics, and what each role may do there."
+            "--print",
+            metavar="kafka|strimzi|sql",
+            help="Print topics or tables, and what each role may do there.",
         ),
     ] = "",
 ) -> None:
@@ -45,6 +47,7 @@ def everything(
       docsum setup topics && docsum setup store && docsum setup schemas
       docsum setup --print kafka > kafka.sh
       docsum setup --print strimzi > kafka.yaml
+      docsum setup --print sql > docsum.sql
 
     Each role is a user of its own, with no more rights than it needs.
     """
@@ -55,9 +58,14 @@ def everything(
     from docsum.kafka import admin, rights
     from docsum.settings import load
 
-    if form not in _FORMS:
-        raise WrongUsage(f"There is no form {form!r}: choose kafka or strimzi.")
     settings = load()
+    if form == "sql":
+        from docsum.stores import migrate, roles
+
+        typer.echo(migrate.script(settings.clickhouse) + roles.script(settings.clickhouse), nl=False)
+        return
+    if form not in _FORMS:
+        raise WrongUsage(f"There is no form {form!r}: choose kafka, strimzi or sql.")
     topology, kind = settings.topology(), _FORMS[form]
     typer.echo(admin.render(kind, topology, settings.topics.replication_factor), nl=False)
     typer.echo(rights.render(kind, topology, settings.kafka), nl=False)

@@ -104,6 +104,13 @@ class KafkaAdmin:
         """
         return await self._run(lambda session: _missing(session, rights, topology))
 
+    async def missing_of_roles(self, topology: Topology) -> dict[Role, list[str]]:
+        """What this user lacks of each role, as `missing` says it."""
+        roles = {role: rights_of(role, topology, self._kafka) for role in Role}
+        return await self._run(
+            lambda session: {role: _missing(session, rights, topology) for role, rights in roles.items()}
+        )
+
     async def lag(self, group: str, topology: Topology, lane: Lane = Lane.LIVE) -> list[PartitionLag]:
         """Of every partition that the group of this lane reads; held and dead-letter topics are none of them.
 

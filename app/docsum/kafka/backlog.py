@@ -74,8 +74,9 @@ async def _look(  # Any: aiokafka is not typed
     kafka: Kafka, topology: Topology, admin: Any, consumer: Any, for_heads: timedelta
 ) -> Backlog:
     counts = {topic["topic"]: len(topic["partitions"]) for topic in await admin.describe_topics()}
-    wanted = (*(topic.name for topic in topology.topics()), *topology.inputs)
-    await _refuse_hidden(kafka, admin, [name for name in wanted if name not in counts])
+    known = (*(topic.name for topic in topology.topics()), *topology.inputs)
+    looked_at = [name for name in known if name != topology.summaries]
+    await _refuse_hidden(kafka, admin, [name for name in looked_at if name not in counts])
     if topology.documents not in counts:
         raise ConfigurationError(f"Topic {topology.documents} does not exist. Run `docsum setup topics`.")
     read = [name for name in counts if any(topology.is_read(name, lane) for lane in Lane)]

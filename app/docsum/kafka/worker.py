@@ -194,6 +194,14 @@ class KafkaWorker:
             if not task.done():
                 task.cancel()
         await asyncio.gather(stop, start, return_exceptions=True)
+        # A crashed Faust starts its agent again when that is cancelled: the process would never end.
+        for _ in range(50):
+            left = _tasks_of_faust()
+            for task in left:
+                task.cancel()
+            if not left:
+                return
+            await asyncio.wait(left, timeout=0.1)
 
     def _faust_app(self) -> Any:
         # Faust names the round-robin assignor itself. Range over topics of equal partition counts gives
@@ -550,6 +558,17 @@ class KafkaWorker:
                 coordinator.request_rejoin()
 
             await self._on_thread(join_again(), timedelta(seconds=5))
+
+
+def _tasks_of_faust() -> set[asyncio.Task[Any]]:
+    """By where their code is: Faust and mode keep no list of them."""
+    return {task for task in asyncio.all_tasks() if _home(task) in ("faust", "mode")}
+
+
+def _home(task: asyncio.Task[Any]) -> str:
+    code = getattr(task.get_coro(), "cr_code", None)
+    parts = Path(code.co_filename).parts if code is not None else ()
+    return parts[parts.index("site-packages") + 1] if "site-packages" in parts else ""
 
 
 def is_working(trip: Trip) -> bool:

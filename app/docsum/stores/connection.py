@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import ssl
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -105,6 +106,7 @@ async def connect(
     `patience` is the longest silence of the server.
     """
     address = parse_url(settings.url)
+    _check_authority(settings, address)
     for library in _UNWANTED:
         setattr(options, library, None)
     with translated():
@@ -114,6 +116,7 @@ async def connect(
             secure=address.secure,
             interface="https" if address.secure else "http",
             proxy_path=address.path,
+            ca_cert=settings.ssl_ca_location or None,
             username=settings.user,
             password=settings.password.get_secret_value(),
             database=database,
@@ -128,6 +131,22 @@ async def connect(
             # A server gathers the small inserts of many workers; the embedded engine ignores it.
             settings={"async_insert": 1, "wait_for_async_insert": 1},
         )
+
+
+def _check_authority(settings: ClickHouse, address: Address) -> None:
+    name, setting = settings.ssl_ca_location, "DOCSUM_CLICKHOUSE__SSL_CA_LOCATION"
+    if not name:
+        return
+    if not address.secure:
+        raise ConfigurationError(f"{setting} is set, but DOCSUM_CLICKHOUSE__URL is no https:// address.")
+    try:
+        ssl.create_default_context(cafile=name)
+    except ssl.SSLError as error:
+        raise ConfigurationError(f"The file of {setting}, {name}, holds no certificate.") from error
+    except OSError as error:
+        raise ConfigurationError(
+            f"{setting} names {name}, which cannot be read: {error.strerror}."
+        ) from error
 
 
 @contextmanager
@@ -150,6 +169,11 @@ def translate(error: Exception) -> StoreError | StoreMisconfigured:
             return RowRefused(f"The row cannot be written: {type(error).__name__}.")
         if kind is StoreMisconfigured:
             return StoreMisconfigured(f"ClickHouse cannot be asked: {_first_line(str(error))}.")
+        if certificate := _certificate_trouble(error):
+            return StoreMisconfigured(
+                f"The certificate of ClickHouse is not trusted ({certificate}): "
+                "correct DOCSUM_CLICKHOUSE__SSL_CA_LOCATION or the host of DOCSUM_CLICKHOUSE__URL."
+            )
         if isinstance(error, TimeoutError):
             return StoreUnavailable("ClickHouse did not answer in time.")
         return StoreUnavailable(f"ClickHouse cannot be reached: {_first_line(str(error))}.")
@@ -160,6 +184,16 @@ def translate(error: Exception) -> StoreError | StoreMisconfigured:
     if code in DEPLOYMENT_CODES:
         return StoreMisconfigured(f"ClickHouse answers {said}")
     return StoreUnavailable(f"ClickHouse answers {said}")
+
+
+def _certificate_trouble(error: BaseException | None) -> str:
+    """What is wrong with it, somewhere behind the error; empty when it is something else."""
+    while error is not None:
+        found = getattr(error, "certificate_error", error)  # aiohttp has it inside its own
+        if isinstance(found, ssl.SSLCertVerificationError):
+            return found.verify_message
+        error = error.__cause__ or error.__context__
+    return ""
 
 
 def code_of(error: BaseException) -> int | None:

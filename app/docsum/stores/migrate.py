@@ -175,7 +175,7 @@ async def _prove_insert(client: AsyncClient, table: Table[object]) -> None:
 
 
 def _database_statement(settings: ClickHouse) -> str:
-    database = _identifier(settings.database, "DOCSUM_CLICKHOUSE__DATABASE")
+    database = identifier(settings.database, "DOCSUM_CLICKHOUSE__DATABASE")
     return f"CREATE DATABASE IF NOT EXISTS {database} {on_cluster(settings.cluster)}".rstrip()
 
 
@@ -189,10 +189,11 @@ def _variables(cluster: str) -> Mapping[str, str]:
 
 def on_cluster(cluster: str) -> str:
     """The clause that makes a statement run on every server of a cluster; empty for a single server."""
-    return f"ON CLUSTER {_identifier(cluster, 'DOCSUM_CLICKHOUSE__CLUSTER')}" if cluster else ""
+    return f"ON CLUSTER {identifier(cluster, 'DOCSUM_CLICKHOUSE__CLUSTER')}" if cluster else ""
 
 
-def _identifier(name: str, setting: str) -> str:
+def identifier(name: str, setting: str) -> str:
+    """The name itself. Raises ConfigurationError for one that would have to be quoted."""
     if not _IDENTIFIER.fullmatch(name):
         raise ConfigurationError(f"{setting} must be a plain name of letters, digits and underscores.")
     return name
