@@ -70,9 +70,8 @@ def rights_of(role: Role, topology: Topology, kafka: Kafka) -> tuple[Right, ...]
     retries = f"{topology.prefix}.retry."  # former delays' too: their topics are emptied
     groups = (kafka.group_id, kafka.batch_group_id, positions_group(kafka.group_id))
     looking = (
-        *_on((_O.READ,), *inputs, topology.batch, topology.dead_letters),
+        *_on((_O.READ,), *inputs, topology.batch, topology.held, topology.dead_letters),
         *_below((_O.READ,), retries),
-        *_on((_O.DESCRIBE,), topology.held),
         *(Right(_O.DESCRIBE, "group", group) for group in groups),
     )
     acting = _on((_O.WRITE,), *inputs, topology.batch, *results)
@@ -110,7 +109,12 @@ def rights_of(role: Role, topology: Topology, kafka: Kafka) -> tuple[Right, ...]
                 Right(_O.READ, "group", kafka.batch_group_id),
             )
         case Role.API:
-            return (*looking, *acting)
+            return (
+                *looking,
+                *acting,
+                *_below((_O.DESCRIBE_CONFIGS,), ours),
+                *_on((_O.DESCRIBE_CONFIGS,), *topology.inputs),
+            )
         case Role.OPERATOR:
             return (*looking, *acting, *_below((_O.DESCRIBE_CONFIGS,), ours))
         case Role.VIEWER:
