@@ -8,12 +8,13 @@ from datetime import timedelta
 
 import pytest
 
-from docsum.errors import BrokerUnavailable, ConfigurationError
+from docsum.errors import BrokerRefused, BrokerUnavailable, ConfigurationError
 from docsum.kafka import backlog
 from docsum.kafka.admin import KafkaAdmin
 from docsum.kafka.dead_letters import DeadLetterTopic
 from docsum.kafka.producer import KafkaProducer
 from docsum.kafka.publisher import CopyPublisher
+from docsum.kafka.rights import Operation, Right
 from docsum.kafka.security import faust_credentials
 from docsum.kafka.worker import KafkaWorker, Membership
 from docsum.models import Outcome, RecordCopy, Skipped, SkipReason
@@ -103,6 +104,19 @@ async def test_a_wrong_password_is_one_sentence(secured: SecuredBroker, topology
             await KafkaAdmin(wrong, timedelta(seconds=5)).check(topology)
         with pytest.raises(ConfigurationError, match="does not accept the user docsum-worker"):
             await backlog.look(wrong, topology, timedelta(seconds=5))
+
+
+async def test_who_may_write_nowhere_is_told_so_for_every_record(
+    secured: SecuredBroker, topology: Topology
+) -> None:
+    """The broker then refuses the whole producer, in the middle of nowhere: no record may wait for ever."""
+    await KafkaAdmin(secured.login("docsum-worker")).setup(topology)
+    secured.know("docsum-guest")
+    secured.grant("docsum-guest", [Right(Operation.DESCRIBE, "topic", topology.documents)])
+    async with KafkaProducer(secured.login("docsum-guest")) as producer, asyncio.timeout(20):
+        for _ in range(3):
+            with pytest.raises(BrokerRefused, match=f"lacks Write on topic {topology.documents}"):
+                await producer.publish(RecordCopy(topology.documents, None, b"doc-1", b"v", ()))
 
 
 async def test_a_broker_that_nobody_vouches_for_is_one_sentence(

@@ -96,6 +96,7 @@ class KafkaProducer:
         self._thread: threading.Thread | None = None
         self._closing = threading.Event()
         self._counts: dict[str, int] = {}  # partitions by topic
+        self._fatal: KafkaError | None = None  # why librdkafka has given up for good
         self._reports: deque[Report] = deque()  # from librdkafka's callbacks to the event loop
         self._in_flight: set[asyncio.Future[Coordinates]] = set()
         self._turn = asyncio.Lock()  # waiting records keep their order
@@ -202,7 +203,7 @@ class KafkaProducer:
         except BufferError:
             return False
         except KafkaException as error:
-            raise translate(copy.topic, error.args[0], self._kafka) from error
+            raise translate(copy.topic, self._fatal or error.args[0], self._kafka) from error
         self._in_flight.add(future)
         return True
 
@@ -212,15 +213,22 @@ class KafkaProducer:
         """In the polling thread."""
         topic = message.topic() or ""
         if error is not None:
-            self._reports.append((future, translate(topic, error, self._kafka)))
+            self._reports.append((future, translate(topic, self._fatal or error, self._kafka)))
         else:
             place = Coordinates(topic, message.partition() or 0, message.offset() or 0)
             self._reports.append((future, place))
 
     def _poll(self, producer: Producer, loop: asyncio.AbstractEventLoop) -> None:
         """One call into the event loop for all reports of a poll: by then librdkafka has freed their room."""
+        from confluent_kafka import KafkaException
+
         while not self._closing.is_set():
-            if producer.poll(_POLL):
+            try:
+                polled = producer.poll(_POLL)
+            except KafkaException as error:  # a fatal one; what is in flight is reported all the same
+                self._fatal = error.args[0]
+                continue
+            if polled:
                 loop.call_soon_threadsafe(self._settle)
 
     def _settle(self) -> None:
