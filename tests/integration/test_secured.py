@@ -394,7 +394,9 @@ def test_a_worker_that_may_not_write_any_more_holds_its_work_and_loses_none(
     assert fleet.model.paid_again == {}
 
 
-@pytest.mark.parametrize("kind", ["topic", pytest.param("retries", marks=LONG)])
+@pytest.mark.parametrize(
+    "kind", ["topic", pytest.param("retries", marks=LONG), pytest.param("group", marks=LONG)]
+)
 def test_a_worker_that_may_not_read_any_more_ends_with_78_and_loses_nothing(
     workers: Secured, kind: str
 ) -> None:
@@ -402,6 +404,7 @@ def test_a_worker_that_may_not_read_any_more_ends_with_78_and_loses_nothing(
     name = {
         "topic": topology.backfill,
         "retries": topology.retries[0],
+        "group": fleet.kafka(Role.WORKER).group_id,
     }[kind]
     right, user = right_of(fleet, Operation.READ, name), fleet.user(Role.WORKER)
     until(lambda: fleet.is_member("live"), 60, "it is a member")

@@ -26,6 +26,7 @@ from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 from aiokafka.errors import CommitFailedError, KafkaError
 from aiokafka.structs import OffsetAndMetadata
 from faust.types import TP
+from mode.threads import WorkerThread
 
 from docsum.errors import BrokerUnavailable, DocsumError
 from docsum.kafka.headers import delivery_of
@@ -209,6 +210,7 @@ class KafkaWorker:
         faust_driver.RoundRobinPartitionAssignor = RangePartitionAssignor  # type: ignore[attr-defined]  # its own import
         read_any_header()
         AIOKafkaConsumer.seek_to_committed = seek_to_committed
+        faust_driver.AIOKafkaConsumerThread.Worker = _Thread
         member = self._membership
         rebalance = member.drain + timedelta(seconds=45)
         app: Any = faust.App(
@@ -558,6 +560,17 @@ class KafkaWorker:
                 coordinator.request_rejoin()
 
             await self._on_thread(join_again(), timedelta(seconds=5))
+
+
+class _Thread(WorkerThread):
+    """Faust's consumer: a crash may leave it running, and then it must not keep the process.
+
+    What counts has been committed by then, and its place in the group ends with its session.
+    """
+
+    def __init__(self, service: Any, **options: Any) -> None:  # Any: mode is not typed
+        super().__init__(service, **options)
+        self.daemon = True
 
 
 def _tasks_of_faust() -> set[asyncio.Task[Any]]:
