@@ -58,6 +58,12 @@ $(VENV)/.peers: requirements/peers.txt | $(UV)
 	@$(UV) pip sync --quiet --python $(VENV)/peers/bin/python --require-hashes requirements/peers.txt
 	@touch $@
 
+# What makes the bill of materials comes into neither our environment nor the bill.
+$(VENV)/.sbom: requirements/sbom.txt | $(UV)
+	@$(UV) venv --quiet --clear --python $(BIN)/python $(VENV)/sbom
+	@$(UV) pip sync --quiet --python $(VENV)/sbom/bin/python --require-hashes requirements/sbom.txt
+	@touch $@
+
 # Two files at a time, each with its own broker, engine or stack; the longest first, in the order given here.
 test: check $(VENV)/.s3  ## everything but benches and long chaos
 	@.ci/need-chromium
@@ -73,8 +79,19 @@ soak: $(VENV)/.dev  ## an hour under faults: memory, open files and threads of t
 outages: $(VENV)/.dev  ## the whole outage suite: model, sources, store, dead-letter topic
 	$(BIN)/pytest --long tests/chaos/test_outages.py tests/chaos/test_outages_around.py
 
+drill: $(VENV)/.dev  ## lose ClickHouse, and lose Kafka, and come back: what deploy/README.md says to do then
+	$(BIN)/pytest --long tests/integration/test_disaster.py
+
 registry: $(VENV)/.dev  ## events through a real schema registry (Apicurio, 158 MB the first time), also while it is away
 	$(BIN)/pytest --long tests/integration/test_registry.py
+
+image: $(VENV)/.dev  ## build the image over a base of Debian's packages, and let its worker work: two minutes, as root
+	$(BIN)/pytest --long tests/integration/test_image.py
+
+sbom: $(VENV)/.sbom  ## what the image holds besides Debian and Python, as CycloneDX: docsum.cdx.json
+	@PYTHONWARNINGS=ignore $(VENV)/sbom/bin/cyclonedx-py requirements --pyproject pyproject.toml --mc-type application --output-reproducible \
+	  --spec-version 1.6 --output-format JSON --output-file docsum.cdx.json requirements/runtime.txt
+	@echo "docsum.cdx.json: $$(grep -c '"bom-ref"' docsum.cdx.json) components, docsum among them"
 
 bench: $(VENV)/.dev $(VENV)/.peers  ## docsum beside bare SDK loops and its peers, and its parts: bench-results/*.json
 	$(BIN)/python -m tests.bench
@@ -98,6 +115,7 @@ lock: | $(UV)  ## renew the hashed requirement files
 	$(COMPILE) pyproject.toml --upgrade --extra local --extra parquet -c requirements/runtime.txt -o requirements/local.txt
 	$(COMPILE) pyproject.toml --upgrade --extra local --extra parquet --group dev -c requirements/local.txt -o requirements/dev.txt
 	$(COMPILE) --upgrade --group pyproject.toml:s3 -o requirements/s3.txt
+	$(COMPILE) --upgrade --group pyproject.toml:sbom -o requirements/sbom.txt
 	$(COMPILE) --upgrade --group pyproject.toml:peers -c <(grep -oE '^(anthropic|aiohttp|httpx2)==[^ ]+' requirements/runtime.txt) -o requirements/peers.txt
 
-.PHONY: help demo check test chaos soak outages registry bench format dashboards lock link
+.PHONY: help demo check test chaos soak outages drill registry image sbom bench format dashboards lock link

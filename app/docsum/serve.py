@@ -13,6 +13,7 @@ from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
 import structlog
@@ -307,8 +308,20 @@ def _membership(settings: Settings, lane: Lane, name: str, retries: Sequence[str
         instance_id=settings.worker.instance_id,
         credentials=faust_credentials(settings.kafka),
         who=identity(settings.kafka),
-        datadir=settings.home / "faust",
+        datadir=state_folder(settings.home),
     )
+
+
+def state_folder(home: Path) -> Path:
+    """What Faust wants to have a folder for, made. Raises ConfigurationError where that cannot be."""
+    folder = home / "faust"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(
+            f"{folder} cannot be made ({error.strerror}): set DOCSUM_HOME to a folder that may be written to."
+        ) from error
+    return folder
 
 
 async def _checked_topics(admin: KafkaAdmin, settings: Settings, lane: Lane) -> tuple[str, ...]:

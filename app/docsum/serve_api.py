@@ -80,12 +80,12 @@ async def serve_api(settings: Settings, *, is_open: bool = False, set_up: bool =
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
         sender = await enter(WebhookSender(settings.api.webhook_private_hosts))
+        producer = await enter(open_producer(settings))  # first: what is set wrongly waits for nothing
         if set_up:
             await when_there(stop, lambda: setup_topics(settings))
             await when_there(stop, lambda: setup_store(settings))
         await _prove_rights(settings)
         store = await when_there(stop, lambda: enter(open_store(settings)))
-        producer = await enter(open_producer(settings))
         codec = await enter(EventCodec(settings.kafka.schema_registry_url))
 
         def check_webhook(url: str) -> None:

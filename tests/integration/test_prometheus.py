@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml  # type: ignore[import-untyped]  # it ships no types
+import yaml  # it ships no types
 from confluent_kafka import TopicPartition
 from deploy.grafana.dashboards import CLICKHOUSE, PAGES
 
@@ -115,6 +115,7 @@ class Prometheus:
         for job in config["scrape_configs"]:
             is_api = job["job_name"] == "docsum-api"
             mine = [address for name, address in pages.items() if (name == "api") == is_api]
+            del job["dns_sd_configs"]
             job["static_configs"] = [{"targets": mine}]
         (home / "prometheus.yml").write_text(yaml.safe_dump(config))
         self._address = f"{HOST}:{free_port()}"

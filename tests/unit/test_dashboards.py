@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import typer.main
-import yaml  # type: ignore[import-untyped]  # it ships no types
+import yaml  # it ships no types
 from deploy.grafana.dashboards import CLICKHOUSE, FOLDER, PAGES, generated
 
 from docsum.cli.app import application

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Iterator
 
 import pytest
-import yaml  # type: ignore[import-untyped]  # no stubs in the lock
+import yaml  # no stubs in the lock
 
 from docsum.kafka.rights import DESCRIBING, Operation, Right, Role, lacks, missing, render, rights_of
 from docsum.settings import Kafka

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
-import yaml  # type: ignore[import-untyped]  # it ships no types
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 

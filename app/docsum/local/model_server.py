@@ -55,6 +55,7 @@ class Options:
 
     home: Path
     port: int = 0
+    host: str = HOST
     latency: Latency = field(default_factory=lambda: Latency.parse("0"))
     batch_time: Latency = field(default_factory=lambda: Latency.parse("5"))
     requests_per_minute: int | None = None
@@ -400,7 +401,7 @@ def reset(request: web.BaseRequest) -> web.Response:
 
 @asynccontextmanager
 async def serving(options: Options, model: ExtractiveModel) -> AsyncIterator[str]:
-    """Serve on loopback and yield the base URL; on leaving, requests in flight get up to a second."""
+    """Serve, and yield the base URL for this machine; on leaving, requests in flight get up to a second."""
     answering = ModelServer(options, model)
     loop = asyncio.get_running_loop()
 
@@ -420,7 +421,7 @@ async def serving(options: Options, model: ExtractiveModel) -> AsyncIterator[str
     runner = web.ServerRunner(server, shutdown_timeout=0.5)  # aiohttp waits twice for this long
     try:
         await runner.setup()
-        await web.TCPSite(runner, HOST, options.port, backlog=1024).start()
+        await web.TCPSite(runner, options.host, options.port, backlog=1024).start()
         yield f"http://{HOST}:{runner.addresses[0][1]}"
     finally:
         await runner.cleanup()
@@ -481,7 +482,8 @@ def parse_arguments(argv: Sequence[str] | None) -> Options:
         epilog=_EPILOG,
     )
     count = whole_number
-    parser.add_argument("--port", type=int, default=0, help="on 127.0.0.1; 0 takes a free one and prints it")
+    parser.add_argument("--host", default=HOST, help="address; 0.0.0.0 in a container; default 127.0.0.1")
+    parser.add_argument("--port", type=int, default=0, help="0 takes a free one and prints it")
     parser.add_argument("--home", type=Path, required=True, help="folder of the billing ledger")
     parser.add_argument(
         "--latency", "--latency-profile", dest="latency", type=latency, default="0", metavar="PROFILE",
