@@ -30,6 +30,7 @@ from docsum.models import (
     event_version,
     to_ms,
 )
+from docsum.stores.controls import AGE
 from tests.support.deployment import Deployment, ModelServer
 from tests.support.fakes import summary
 
@@ -199,6 +200,8 @@ def test_an_old_event_behind_a_newer_summary_is_superseded_for_free(house: House
     repair(documents)
     document = (documents / "00000.txt").as_uri()
     house.deployment.docsum("pause", "--all", "--reason", "a test")
+    asked = time.monotonic()
+    wait_for(lambda: time.monotonic() - asked > AGE + 0.5)  # every worker has looked again
     house.deployment.docsum("dlq", "replay", "--run", run_id, "--yes", ok=(4,))  # a sample would not end
     assert house.replay("--run", run_id, "--no-sample")["replayed"] == 1
     now = datetime.now(UTC) + timedelta(seconds=1)

@@ -141,7 +141,9 @@ class Deployment:
         self.home = folder / "home"
         self.home.mkdir(parents=True, exist_ok=True)
         kept = {name: os.environ[name] for name in ("PATH", "HOME", "XDG_CACHE_HOME") if name in os.environ}
-        self.environment = {**kept, "DOCSUM_HOME": str(self.home), "NO_COLOR": "1", **environment}
+        # A free port of the API: two stacks that start at the same moment cannot both have the usual one.
+        ours = {"DOCSUM_HOME": str(self.home), "NO_COLOR": "1", "DOCSUM_API__PORT": "0"}
+        self.environment = {**kept, **ours, **environment}
 
     def docsum(self, *arguments: str, within: float = 240, ok: tuple[int, ...] = (0,)) -> str:
         """Standard output of a command that must end with one of these codes."""
