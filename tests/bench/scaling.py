@@ -101,7 +101,7 @@ def ready_worker(children: Children, env: Mapping[str, str]) -> Iterator[subproc
 
 
 @dataclass(frozen=True, slots=True)
-class _Member:
+class Member:
     """A worker of a turn, seen from outside."""
 
     name: str
@@ -172,14 +172,14 @@ class Scale:
         return turn_of(self.load.documents, tallies, spent, peaks)
 
     @contextmanager
-    def _member(self, name: str, settings: Settings) -> Iterator[_Member]:
+    def _member(self, name: str, settings: Settings) -> Iterator[Member]:
         port, out = free_port(), self.folder / f"{name}.json"
         out.unlink(missing_ok=True)
         # No instance id: a static member that has ended keeps its partitions until its session ends, and
         # the next turn would wait for that.
         env = settings.environment() | {"DOCSUM_WORKER__PORT": str(port)}
         with self.children.started(name, "tests.bench.member", str(out), env=env) as process:
-            yield _Member(name, port, process, out)
+            yield Member(name, port, process, out)
 
     def _announced(self, documents: Path, settings: Settings) -> UUID:
         arguments = ("run", str(documents), "--no-wait", "--json", "--yes")
