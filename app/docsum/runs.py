@@ -15,6 +15,7 @@ from typing import Protocol, TypeVar
 from uuid import UUID
 
 from docsum.errors import (
+    BrokerRefused,
     BrokerUnavailable,
     DocsumError,
     InvalidEvent,
@@ -337,7 +338,7 @@ class _Publisher:
                     trouble = result
             if trouble is not None:
                 tired = self._clock.monotonic() - begun > PATIENCE.total_seconds()
-                if tired or not isinstance(trouble, OUTAGES):
+                if tired or not _passes(trouble):
                     break
                 self._tell(replace(self._count, waiting=str(trouble)))
                 await self._clock.sleep(PAUSE.total_seconds())
@@ -364,10 +365,15 @@ async def patiently(
         try:
             return await step()
         except OUTAGES as error:
-            if clock.monotonic() - started > patience.total_seconds():
+            if not _passes(error) or clock.monotonic() - started > patience.total_seconds():
                 raise
             tell(str(error))
         await clock.sleep(PAUSE.total_seconds())
+
+
+def _passes(trouble: object) -> bool:
+    """Whether waiting may help: a right that is missing, or a limit of the broker, needs a person."""
+    return isinstance(trouble, OUTAGES) and not isinstance(trouble, BrokerRefused)
 
 
 def _queued(run_id: UUID, listed: Listed, published_at: datetime) -> RunDocumentRow:

@@ -11,6 +11,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from docsum.errors import (
+    BrokerRefused,
     BrokerUnavailable,
     DocsumError,
     InvalidEvent,
@@ -218,6 +219,17 @@ async def test_an_outage_that_does_not_end_leaves_a_run_that_can_be_resumed(
     assert stored is not None
     assert stored.state is RunState.INTERRUPTED
     assert (await store.progress(run.id)).queued == 1  # what was acknowledged is expected
+
+
+async def test_what_waiting_does_not_help_ends_at_once(
+    store: FlakyStore, recorder: Recorder, clock: FakeClock
+) -> None:
+    run = a_run()
+    recorder.errors["b"] = [BrokerRefused("The Kafka user lacks Write.")] * 1_000
+    with pytest.raises(BrokerRefused):
+        await publish(run, documents("a", "b"), store=store, announce=recorder, clock=clock)
+    assert len(recorder.errors["b"]) == 999  # it was asked once
+    assert (await store.progress(run.id)).queued == 1
 
 
 async def test_an_interruption_is_written_down(
