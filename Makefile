@@ -99,6 +99,7 @@ bench: $(VENV)/.dev $(VENV)/.peers  ## docsum beside bare SDK loops and its peer
 	$(BIN)/python -m tests.bench.store
 	$(BIN)/python -m tests.bench.processes
 	$(BIN)/python -m tests.bench.service
+	$(BIN)/python -m tests.bench.joining
 	$(BIN)/python -m tests.bench.results
 
 format: $(VENV)/.dev  ## write the code as the house would
