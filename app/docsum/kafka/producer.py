@@ -225,9 +225,8 @@ class KafkaProducer:
         while not self._closing.is_set():
             try:
                 polled = producer.poll(_POLL)
-            except KafkaException as error:  # a fatal one; what is in flight is reported all the same
-                self._fatal = error.args[0]
-                continue
+            except KafkaException as error:  # a fatal one; the same poll may have reported what was in flight
+                self._fatal, polled = error.args[0], 1
             if polled:
                 loop.call_soon_threadsafe(self._settle)
 
