@@ -22,7 +22,8 @@ from docsum.topics import MAX_MESSAGE_BYTES, SPARE_BYTES
 if TYPE_CHECKING:
     from confluent_kafka import KafkaError, Message, Producer
 
-Report = tuple[asyncio.Future[Coordinates], Coordinates | BrokerUnavailable]
+#: What has become of a record: its place, or its topic and the error.
+Report = tuple[asyncio.Future[Coordinates], "Coordinates | tuple[str, KafkaError]"]
 
 #: Codes, as confluent-kafka names them, by which Kafka says no until a person changes something there.
 REFUSALS = frozenset(
@@ -213,7 +214,7 @@ class KafkaProducer:
         """In the polling thread."""
         topic = message.topic() or ""
         if error is not None:
-            self._reports.append((future, translate(topic, self._fatal or error, self._kafka)))
+            self._reports.append((future, (topic, error)))  # why is known when the poll is over, see `_fatal`
         else:
             place = Coordinates(topic, message.partition() or 0, message.offset() or 0)
             self._reports.append((future, place))
@@ -239,7 +240,8 @@ class KafkaProducer:
             if isinstance(result, Coordinates):
                 future.set_result(result)
             else:
-                future.set_exception(result)
+                topic, error = result
+                future.set_exception(translate(topic, self._fatal or error, self._kafka))
         self._progress.set()
 
 
