@@ -94,10 +94,7 @@ async def _work(settings: Settings, stop: asyncio.Event, lane: Lane, set_up: boo
         await _set_up(settings, stop, set_up)
         retries = await when_there(stop, lambda: _checked_topics(admin, settings, lane))
         store = await when_there(stop, lambda: enter(open_store(settings, observer.flushed)))
-        publisher = await when_there(
-            stop,
-            lambda: enter(CopyPublisher(settings.kafka)),
-        )
+        publisher = await when_there(stop, lambda: enter(CopyPublisher(settings.kafka)))
         codec, results = (
             await enter(EventCodec(settings.kafka.schema_registry_url)),
             await enter(ResultRecords(topology.summaries, settings.kafka.schema_registry_url)),

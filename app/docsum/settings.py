@@ -371,8 +371,7 @@ def secret_files() -> set[str]:
 
 def load(**groups: Any) -> Settings:  # Any: what pydantic takes for its fields
     """The settings of this process. Raises ConfigurationError with one sentence for anything wrong."""
-    _refuse_unknown(os.environ)
-    _refuse_unknown(secret_files())
+    _refuse_unknown((*os.environ, *secret_files()))
     try:
         settings = Settings(_secrets_dir=_secrets_dir(), **groups)
     except ValidationError as error:

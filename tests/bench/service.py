@@ -14,11 +14,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from http import HTTPStatus
 from pathlib import Path
 from statistics import quantiles
@@ -31,7 +29,7 @@ from docsum.settings import Api, Fetch, Model, Settings
 from tests.bench.command import carry_out, result_path, say
 from tests.bench.stand import BenchFailed, model_server, write_documents
 from tests.support.api_process import ApiProcess
-from tests.support.deployment import ROOT
+from tests.support.deployment import Deployment
 
 _FEW = 20  # documents of a folder that is listed
 _INLINE = 1_000
@@ -53,26 +51,12 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, object]:
             fetch=Fetch(file_roots=(str(folder),)),
             api=Api(port=api.port),
         )
-        environment = settings.environment()
+        stack = Deployment(folder, **settings.environment())
         try:
-            _docsum("up", "-d", "--workers", "1", environment=environment)
+            stack.docsum("up", "-d", "--workers", "1")
             return _requests(options, api, documents)
         finally:
-            _docsum("down", environment=environment)
-
-
-def _docsum(*arguments: str, environment: Mapping[str, str]) -> None:
-    kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
-    ended = subprocess.run(
-        [sys.executable, "-m", "docsum", *arguments],
-        env={**kept, **environment, "PYTHONPATH": str(ROOT / "app")},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=180,
-    )
-    if ended.returncode:
-        raise BenchFailed(f"docsum {arguments[0]} ended with {ended.returncode}: {ended.stderr[-2000:]}")
+            stack.close()
 
 
 def _requests(options: argparse.Namespace, api: ApiProcess, documents: Path) -> dict[str, object]:

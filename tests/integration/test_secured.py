@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import shlex
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
@@ -24,7 +22,7 @@ from docsum.kafka.security import client_config
 from docsum.models import RecordCopy
 from docsum.settings import Batch, Kafka, Settings
 from tests.support.api_process import ApiProcess
-from tests.support.deployment import ROOT, Fleet, ModelServer, until
+from tests.support.deployment import Fleet, ModelServer, until
 from tests.support.engine import Engine
 from tests.support.secured_broker import SecuredBroker
 from tests.support.texts import write_documents
@@ -82,15 +80,7 @@ class Secured(Fleet):
 
     def ended(self, *arguments: str, within: float = 60) -> tuple[int, str]:
         """The exit code of a command and all that it said."""
-        done = subprocess.run(
-            [sys.executable, "-m", "docsum", *arguments],
-            env=self.environment,
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=within,
-            check=False,
-        )
+        done = self._run(arguments, within, range(256))
         return done.returncode, done.stdout + done.stderr
 
 

@@ -42,6 +42,7 @@ class Broker:
         spec = kafka_spec(self.data, jars, self.port, self.controller_port)
         if spec.prepare is not None:
             await spec.prepare()
+        self.configure()
         with (self.data / "stdout").open("ab") as log:
             self.process = subprocess.Popen(  # noqa: ASYNC220 - returns at once; `kill` works in any test
                 spec.argv, env=dict(spec.env), cwd=spec.cwd, stdin=subprocess.DEVNULL, stdout=log, stderr=log
@@ -50,6 +51,9 @@ class Broker:
             while not await spec.ready():
                 assert self.process.poll() is None, (self.data / "stdout").read_text()
                 await asyncio.sleep(0.1)
+
+    def configure(self) -> None:
+        """Changes what has just been written to `server.properties`."""
 
     def freeze(self) -> None:
         """It keeps its connections and answers nothing, until `thaw`."""

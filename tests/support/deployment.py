@@ -27,8 +27,6 @@ from pydantic import SecretStr
 
 from docsum.bootstrap import open_store, setup_store, setup_topics
 from docsum.local.compose import attach
-from docsum.local.jars import cache_folder, ensure_jars
-from docsum.local.kafka import kafka_spec
 from docsum.local.loopback import HOST, free_port
 from docsum.local.stack_state import StackState, find
 from docsum.models import RunDocumentRow
@@ -249,25 +247,12 @@ class ProxiedBroker(Broker):
     def settings(self) -> Kafka:
         return Kafka(bootstrap_servers=self.proxy.address)
 
-    async def start(self) -> None:
-        """Returns when it answers, through the proxy too."""
-        jars = await asyncio.to_thread(ensure_jars, cache_folder(os.environ))
-        spec = kafka_spec(self.data, jars, self.port, self.controller_port)
-        assert spec.prepare is not None
-        await spec.prepare()
+    def configure(self) -> None:
         properties = self.data / "server.properties"
         listener = f"advertised.listeners=PLAINTEXT://{HOST}:"
         text = properties.read_text()
         assert f"{listener}{self.port}\n" in text
         properties.write_text(text.replace(f"{listener}{self.port}\n", f"{listener}{self.proxy.port}\n"))
-        with (self.data / "stdout").open("ab") as log:
-            self.process = subprocess.Popen(  # noqa: ASYNC220 - returns at once
-                spec.argv, env=dict(spec.env), cwd=spec.cwd, stdin=subprocess.DEVNULL, stdout=log, stderr=log
-            )
-        async with asyncio.timeout(spec.ready_timeout.total_seconds()):
-            while not await spec.ready():
-                assert self.process.poll() is None, (self.data / "stdout").read_text()
-                await asyncio.sleep(0.1)
 
 
 class Fleet(Deployment):

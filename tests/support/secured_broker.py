@@ -6,8 +6,6 @@ Its plain listener, where everybody is a super user, is the tests' own door and 
 from __future__ import annotations
 
 import asyncio
-import os
-import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,8 +14,6 @@ import confluent_kafka.admin
 from pydantic import SecretStr
 
 from docsum.kafka.rights import Right
-from docsum.local.jars import cache_folder, ensure_jars
-from docsum.local.kafka import kafka_spec
 from docsum.local.loopback import HOST, free_port
 from docsum.settings import Kafka
 from tests.support.broker import Broker
@@ -107,22 +103,11 @@ class SecuredBroker(Broker):
 
     async def start(self) -> None:
         """Returns when it answers and knows its users."""
-        jars = await asyncio.to_thread(ensure_jars, cache_folder(os.environ))
-        spec = kafka_spec(self.data, jars, self.port, self.controller_port)
-        assert spec.prepare is not None
-        await spec.prepare()
-        self._write()
-        with (self.data / "stdout").open("ab") as log:
-            self.process = subprocess.Popen(  # noqa: ASYNC220 - returns at once
-                spec.argv, env=dict(spec.env), cwd=spec.cwd, stdin=subprocess.DEVNULL, stdout=log, stderr=log
-            )
-        async with asyncio.timeout(spec.ready_timeout.total_seconds()):
-            while not await spec.ready():
-                assert self.process.poll() is None, (self.data / "stdout").read_text()
-                await asyncio.sleep(0.1)
+        await super().start()
         await asyncio.to_thread(self.know, *USERS)
 
-    def _write(self) -> None:
+    def configure(self) -> None:
+        """Written at every start: the broker's own preparation begins it anew."""
         folder = self.data / "tls"
         folder.mkdir(exist_ok=True)
         key, chain = self._server.key.read_text(), self._server.certificate.read_text()

@@ -18,7 +18,6 @@ _FORMS: dict[str, Literal["kafka", "strimzi"]] = {"kafka": "kafka", "strimzi": "
 def register(app: typer.Typer, name: str) -> None:
     """Adds `docsum setup ...`."""
     group = typer.Typer(
-        help="Make or check what docsum needs in Kafka, ClickHouse and the registry. Safe to run again.",
         rich_markup_mode=None,
         no_args_is_help=True,
         invoke_without_command=True,

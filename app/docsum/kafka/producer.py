@@ -252,7 +252,6 @@ def translate(topic: str, error: KafkaError, kafka: Kafka) -> BrokerUnavailable:
     if error.code() in (Code.TOPIC_AUTHORIZATION_FAILED, Code.CLUSTER_AUTHORIZATION_FAILED):
         return BrokerRefused(lacks(identity(kafka), (Operation.WRITE,), "topic", topic))
     servers = kafka.bootstrap_servers
-
     if error.code() == Code._MSG_TIMED_OUT:
         return BrokerUnavailable(f"Kafka at {servers} did not acknowledge a record for {topic} in time.")
     if error.code() == Code._FATAL or error.fatal():

@@ -32,9 +32,7 @@ BATCH_WORKER, API = "batch-worker", "api"
 _LANE: Mapping[str, Sequence[str]] = {BATCH_WORKER: ("--lane=batch",)}
 _BEHIND = ("nice", "-n", "5")  # requests, and whatever else this machine does, come before the workers
 _BATCHES_HERE = {name: timedelta(seconds=1) for name in ("quiet", "poll")}
-_FLUSH_HERE = timedelta(
-    milliseconds=20
-)  # a server wants few inserts; the engine of one machine wants no rest
+_FLUSH_HERE = timedelta(milliseconds=20)  # a server wants few inserts, an engine of one's own no rest
 _CREDENTIALS = ("AWS_", "GOOGLE_", "AZURE_")  # how the variables begin that object stores are opened with
 _RECEIVERS_HERE = ("127.0.0.1", "localhost")  # of webhooks, also by http
 _ALLOWED = ("file_roots", "buckets", "hosts")  # of DOCSUM_FETCH, and the files in the home of the same names

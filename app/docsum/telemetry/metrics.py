@@ -79,8 +79,8 @@ CALLS: Mapping[str, tuple[str, ...]] = {
     ),
 }
 GUARDED = ("extractor_crashed", "invalid_answer", "model_rejected", "model_unknown")
-TOKENS = ("input", "output", "cache_read", "cache_write")
-TABLES = ("answers", "summaries", "run_documents", "dead_letters", "failures")
+TOKENS = ("input", "output", "cache_read", "cache_write")  # of `Usage`, there followed by `_tokens`
+TABLES = ("answers", "summaries", "run_documents", "dead_letters", "failures")  # the fields of `Rows`
 UNITS = ("requests", "input_tokens", "output_tokens")
 BREAKERS = ("model", "source")
 WORKERS = ("alive", "silent", "stopped")

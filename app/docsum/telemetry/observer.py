@@ -25,7 +25,7 @@ from docsum.models import (
     to_ms,
 )
 from docsum.ports import Clock
-from docsum.telemetry.metrics import CALLS, HOLDS, OTHER, WorkerMetrics
+from docsum.telemetry.metrics import CALLS, HOLDS, OTHER, TABLES, TOKENS, WorkerMetrics
 from docsum.topics import Topology
 
 log = structlog.get_logger(__name__)
@@ -149,25 +149,14 @@ class WorkerObserver:
             metrics.flush_failures.labels(row_of(error).reason).inc()
             return
         metrics.flush_seconds.observe(seconds)
-        for table, part in (
-            ("answers", rows.answers),
-            ("summaries", rows.summaries),
-            ("run_documents", rows.run_documents),
-            ("dead_letters", rows.dead_letters),
-            ("failures", rows.failures),
-        ):
-            if part:
+        for table in TABLES:
+            if part := getattr(rows, table):
                 metrics.rows.labels(table).inc(len(part))
         for answer in rows.answers:
             labels, usage = (answer.lane.value, answer.model), answer.usage
             metrics.cost.labels(*labels).inc(float(answer.cost))
-            for kind, tokens in (
-                ("input", usage.input_tokens),
-                ("output", usage.output_tokens),
-                ("cache_read", usage.cache_read_tokens),
-                ("cache_write", usage.cache_write_tokens),
-            ):
-                if tokens:
+            for kind in TOKENS:
+                if tokens := getattr(usage, f"{kind}_tokens"):
                     metrics.tokens.labels(*labels, kind).inc(tokens)
 
     # -- holds -------------------------------------------------------------------------------------------
