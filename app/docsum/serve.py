@@ -14,7 +14,6 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import structlog
 
@@ -52,8 +51,6 @@ from docsum.telemetry.metrics import UNITS, WorkerMetrics
 from docsum.telemetry.observer import WorkerObserver
 
 log = structlog.get_logger(__name__)
-
-T = TypeVar("T")
 
 
 async def serve_worker(settings: Settings, *, lane: Lane = Lane.LIVE, set_up: bool = False) -> None:
@@ -155,8 +152,9 @@ async def _work(settings: Settings, stop: asyncio.Event, lane: Lane, set_up: boo
             member,
             process,
             clock,
-            partial(_owns, gate, metrics),
+            partial(setattr, gate, "share"),
             lambda: backlog.unowned(settings.kafka, member.group, (*member.topics, *member.retries)),
+            on_rebalance=metrics.rebalances.inc,
             on_expired=lambda topic, count: metrics.expired.labels(topic).inc(count),
         )
         _follow(metrics, worker, store)
@@ -271,12 +269,6 @@ def _limit(gate: CallGate, unit: str) -> float:
 
 def _used(gate: CallGate, unit: str) -> float:
     return gate.state().used[unit.replace("_", "-")]
-
-
-def _owns(gate: CallGate, metrics: WorkerMetrics, share: float) -> None:
-    """After a rebalance."""
-    gate.share = share
-    metrics.rebalances.inc()
 
 
 def _calm_the_collector() -> None:

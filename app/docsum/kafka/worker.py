@@ -98,16 +98,21 @@ class KafkaWorker:
         on_share: Callable[[float], None],
         unowned: Callable[[], Awaitable[frozenset[str]]] | None = None,
         *,
+        on_rebalance: Callable[[], None] = lambda: None,
         on_expired: Callable[[str, int], None] = lambda topic, count: None,
     ) -> None:
-        """`on_share` is told after every rebalance. `unowned` looks for partitions, as `topic[n]`, that no
-        member of the group has. `on_expired` is told of records that retention has deleted unread.
+        """`on_share` is told what part of the partitions is ours, whenever that changes. `unowned` looks for
+        partitions, as `topic[n]`, that no member of the group has. `on_expired` is told of records that
+        retention has deleted unread.
         """
         self._membership = membership
         self._clock = clock
         self._on_share = on_share
         self._unowned = unowned
+        self._on_rebalance = on_rebalance
         self._on_expired = on_expired
+        self._numbers: frozenset[int] = frozenset()  # of partitions, as last assigned
+        self._share: float | None = None
         self._missing: frozenset[str] = frozenset()  # at the last look
         self._doors = Doors(process, self._full, self._room, self._crash)
         self._queues: dict[TP, PartitionQueue] = {}
@@ -452,27 +457,40 @@ class KafkaWorker:
             )
 
     async def _on_assigned(self, app: Any, assigned: Any, **_: Any) -> None:
-        numbers = {tp.partition for tp in assigned}
-        share = len(numbers) / max(self._membership.partitions, *(n + 1 for n in numbers)) if numbers else 0.0
-        self._on_share(share)
+        self._numbers = frozenset(tp.partition for tp in assigned)
+        self._on_rebalance()
+        self._tell_share()
         # Faust says 1.5 s. A partition is not asked for while what came of it is handed over, and then not
         # before the long poll of all the others has ended: its next record would wait for as long.
-        self._app.consumer._thread._consumer._fetcher._fetch_max_wait_ms = round(
-            FETCH_WAIT.total_seconds() * 1000
-        )
+        self._consumer()._fetcher._fetch_max_wait_ms = round(FETCH_WAIT.total_seconds() * 1000)
         self._in_group = time.monotonic()
-        log.info("partitions assigned", action="assign", partitions=sorted(numbers), share=round(share, 3))
+        log.info(
+            "partitions assigned",
+            action="assign",
+            partitions=sorted(self._numbers),
+            share=round(self._share or 0, 3),
+        )
         if assigned:
             task = asyncio.create_task(self._mark_starts([TopicPartition(*tp) for tp in assigned]))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+
+    def _tell_share(self) -> None:
+        """Of the numbers that topics have by now: they may have grown since this worker was configured."""
+        consumer = self._consumer()
+        known = [len(consumer.partitions_for_topic(topic) or ()) for topic in self._membership.topics]
+        seen = max(self._numbers, default=0) + 1  # metadata may be on their way
+        share = len(self._numbers) / max(self._membership.partitions, seen, *known)
+        if share != self._share:
+            self._share = share
+            self._on_share(share)
 
     async def _mark_starts(self, partitions: Sequence[TopicPartition]) -> None:
         """Commit the start of partitions that have no offset yet: lag scalers count those wrongly.
 
         Also tells when retention has deleted records that nobody had read.
         """
-        consumer = self._app.consumer._thread._consumer
+        consumer = self._consumer()
 
         async def look() -> dict[TopicPartition, tuple[int | None, int]]:
             starts = await consumer.beginning_offsets(partitions)
@@ -506,14 +524,16 @@ class KafkaWorker:
 
     # -- the watchdog -----------------------------------------------------------------------------------
 
-    def _coordinator(self) -> Any:
+    def _consumer(self) -> Any:
+        """aiokafka's; None before Faust has made it."""
         thread = getattr(getattr(self._app, "consumer", None), "_thread", None)
-        consumer = getattr(thread, "_consumer", None)
-        return getattr(consumer, "_coordinator", None)
+        return getattr(thread, "_consumer", None)
+
+    def _coordinator(self) -> Any:
+        return getattr(self._consumer(), "_coordinator", None)
 
     def _assignment(self) -> Iterable[Any]:
-        thread = getattr(getattr(self._app, "consumer", None), "_thread", None)
-        consumer = getattr(thread, "_consumer", None)
+        consumer = self._consumer()
         return consumer.assignment() if consumer is not None else ()
 
     async def _watch(self) -> None:
@@ -532,6 +552,7 @@ class KafkaWorker:
         now = time.monotonic()
         if coordinator.member_id and not self._app.rebalancing:
             self._in_group = now
+            self._tell_share()
         if now - self._in_group > LOST_AFTER.total_seconds():
             raise BrokerUnavailable(f"No member of {self._membership.group} for {LOST_AFTER}.")
         if not any(is_working(trip) for trip in self.running):
