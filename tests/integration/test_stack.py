@@ -52,6 +52,9 @@ if behaviour == "parent":
     subprocess.Popen([sys.executable, "-I", "-S", "-c", "import time; time.sleep(60)", home])
 if behaviour != "unready":
     open(home + "/" + name + ".ready", "w").close()
+if behaviour == "brief":
+    time.sleep(1)
+    sys.exit(78)
 while True:
     time.sleep(60)
 """
@@ -260,6 +263,14 @@ def test_wrong_settings_end_the_start_at_the_first_attempt(supervised: Supervise
     failed = supervised.state.failed
     assert failed is not None
     assert (failed.exit_code, failed.last_lines()) == (78, ["hello from worker first"])
+
+
+def test_what_is_given_up_while_others_start_ends_the_start(supervised: Supervised) -> None:
+    """It may have seemed ready, as when another stack's API answered at its port."""
+    popen = supervised.start([{"kafka": "unready", "api": "brief"}])
+    _, complaint = popen.communicate(timeout=15)
+    assert popen.returncode == 1
+    assert "api does not start: it exited with code 78" in complaint
 
 
 def test_wrong_settings_later_on_leave_the_others_running(supervised: Supervised) -> None:

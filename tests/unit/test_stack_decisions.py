@@ -25,26 +25,22 @@ def test_a_minute_of_health_forgets_earlier_crashes() -> None:
 
 
 def test_wrong_settings_are_never_tried_again() -> None:
-    assert next_start(Ending("", exit_code=78), 1, restart=True, proven=True) is None
-
-
-def test_a_process_that_asks_for_it_is_not_started_again() -> None:
-    assert next_start(CRASHED, 1, restart=False, proven=True) is None
+    assert next_start(Ending("", exit_code=78), 1, proven=True) is None
 
 
 def test_a_process_that_was_never_ready_gets_three_starts() -> None:
-    delays = [next_start(CRASHED, crashes, restart=True, proven=False) for crashes in (1, 2, 3)]
+    delays = [next_start(CRASHED, crashes, proven=False) for crashes in (1, 2, 3)]
     assert delays == [back_off(1), back_off(2), None]
 
 
 def test_a_process_that_was_ready_once_is_started_for_ever() -> None:
-    assert next_start(CRASHED, 100, restart=True, proven=True) == timedelta(seconds=30)
+    assert next_start(CRASHED, 100, proven=True) == timedelta(seconds=30)
 
 
 def test_too_slow_a_first_start_is_given_up_a_later_one_is_not() -> None:
     slow = Ending("was not ready after 60 s", hopeless=True)
-    assert next_start(slow, 1, restart=True, proven=False) is None
-    assert next_start(slow, 1, restart=True, proven=True) == back_off(1)
+    assert next_start(slow, 1, proven=False) is None
+    assert next_start(slow, 1, proven=True) == back_off(1)
 
 
 def test_an_exit_is_told_in_words() -> None:

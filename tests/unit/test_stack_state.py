@@ -11,6 +11,7 @@ import pytest
 from docsum.local.reaper import birth
 from docsum.local.stack_state import (
     ProcessState,
+    StackFailed,
     StackState,
     State,
     Wish,
@@ -74,6 +75,14 @@ def test_a_stack_is_ready_when_every_process_is() -> None:
     assert not stack_state(ready, starting).ready
     assert stack_state(ready, starting).failed is None
     assert stack_state(ready, failed := process_state(State.FAILED)).failed == failed
+
+
+def test_a_process_that_does_not_start_is_told_with_its_reason(tmp_path: Path) -> None:
+    log = tmp_path / "worker-1.log"
+    log.write_text("starting\nError: There is no setting DOCSUM_X.\n")
+    process = replace(process_state(), log=str(log), problem="exited with code 78", log_start=0)
+    told = str(StackFailed(process))
+    assert told.startswith("worker-1 does not start: it exited with code 78 (There is no setting DOCSUM_X); ")
 
 
 def test_the_last_lines_are_those_of_the_newest_life(tmp_path: Path) -> None:

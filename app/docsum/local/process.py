@@ -38,7 +38,6 @@ class ProcessSpec:
     prepare: Callable[[], Awaitable[None]] | None = None  # before every start; may raise: a failed start
     ready_timeout: timedelta = timedelta(seconds=60)
     stop_timeout: timedelta = timedelta(seconds=10)  # between SIGTERM and SIGKILL
-    restart: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +60,9 @@ def crashes_in_a_row(before: int, ending: Ending) -> int:
     return 1 if ending.healthy is not None and ending.healthy >= _HEALTHY else before + 1
 
 
-def next_start(ending: Ending, crashes: int, *, restart: bool, proven: bool) -> timedelta | None:
+def next_start(ending: Ending, crashes: int, *, proven: bool) -> timedelta | None:
     """When to start it again; None gives it up. `proven`: it was ready before, in this or an earlier life."""
-    if not restart or ending.exit_code == EXIT_CONFIGURATION:
+    if ending.exit_code == EXIT_CONFIGURATION:
         return None
     if not proven and (ending.hopeless or crashes >= _FIRST_STARTS):
         return None

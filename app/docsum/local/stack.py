@@ -44,8 +44,7 @@ class _Child:
         self.status = ProcessState(spec.name, State.WAITING, str(log), port=spec.port)
         self.process: Process | None = None
         self.keeper: asyncio.Task[None] | None = None
-        self.up: asyncio.Future[None] = asyncio.get_running_loop().create_future()  # ready once, or given up
-        self.up.add_done_callback(asyncio.Future.exception)  # of a later one nobody waits for it here
+        self.proven = False  # it was ready once
         self.turn = asyncio.Lock()  # stops and restarts one after the other
 
 
@@ -68,6 +67,7 @@ class Stack:
         self._stop_wished = asyncio.Event()
         self._stop_wished_at = 0.0
         self._hurry = False
+        self._change = asyncio.Event()
         self._bug: BaseException | None = None
         self._on_change: Callable[[StackState], None] = lambda _state: None
 
@@ -136,10 +136,16 @@ class Stack:
             stop.cancel()
 
     async def _bring_up(self) -> None:
-        for child in (child for stage in self._children for child in stage):
+        """Returns when all are ready. Raises StackFailed when one is given up first, also a ready one."""
+        children = [child for stage in self._children for child in stage]
+        for child in children:
             self._start(child)
-        for stage in self._children:
-            await asyncio.gather(*(child.up for child in stage))
+        while not all(child.status.state in (State.READY, State.STOPPED) for child in children):
+            await self._change.wait()
+            self._change.clear()
+            for child in children:
+                if child.status.state is State.FAILED:
+                    raise StackFailed(child.status)
 
     async def _stop_all(self) -> None:
         for request in self._requests:
@@ -178,8 +184,7 @@ class Stack:
         while True:
             ending = await self._live(child)
             crashes = crashes_in_a_row(crashes, ending)
-            proven = child.up.done()
-            delay = next_start(ending, crashes, restart=child.spec.restart, proven=proven)
+            delay = next_start(ending, crashes, proven=child.proven)
             child.status = replace(
                 child.status,
                 state=State.FAILED if delay is None else State.RESTARTING,
@@ -190,8 +195,6 @@ class Stack:
             )
             self._changed()
             if delay is None:
-                if not child.up.done():
-                    child.up.set_exception(StackFailed(child.status))
                 return
             await asyncio.sleep(delay.total_seconds())
 
@@ -213,9 +216,8 @@ class Stack:
                 await process.end(spec.stop_timeout)
                 return Ending(f"was not ready after {spec.ready_timeout.total_seconds():g} s", hopeless=True)
             return Ending(f"{describe(process.exited.result())} before it was ready", process.exited.result())
+        child.proven = True
         self._show(child, State.READY)
-        if not child.up.done():
-            child.up.set_result(None)
         since = time.monotonic()
         await asyncio.wait({process.exited})
         healthy = timedelta(seconds=time.monotonic() - since)
@@ -271,6 +273,7 @@ class Stack:
 
     def _changed(self) -> None:
         assert self._reaper is not None
+        self._change.set()
         state = StackState(
             pid=os.getpid(),
             birth=self._birth,

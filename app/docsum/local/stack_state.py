@@ -46,7 +46,11 @@ class StackFailed(StackError):
     """A process of the stack does not come up."""
 
     def __init__(self, process: ProcessState) -> None:
-        super().__init__(f"{process.name} does not start: it {process.problem}; its log is {process.log}.")
+        said = next(iter(process.last_lines(1)), "")  # a command that ends by itself says why
+        why = f" ({said.removeprefix('Error: ').rstrip('.')})" if said.startswith("Error: ") else ""
+        super().__init__(
+            f"{process.name} does not start: it {process.problem}{why}; its log is {process.log}."
+        )
         self.process = process
 
 
