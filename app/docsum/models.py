@@ -136,7 +136,6 @@ class Document:
     source_version: str  # as the source had it when it was read
     content: bytes | None = None
     path: Path | None = None
-    name: str = ""  # the last part of the URI: for messages, never to decide what it is
 
     def read(self) -> bytes:
         """All of it; blocks where it lies in a file."""

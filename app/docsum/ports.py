@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Protocol
@@ -337,16 +336,6 @@ class Results(Protocol):
 
     async def of(self, delivery: Delivery, result: Result) -> RecordCopy:
         """Its record. Raises SchemaUnknown or RegistryUnavailable."""
-
-
-class Gate(Protocol):
-    """Lets model calls through: how many at once, how many a minute, and none while cooling down."""
-
-    def permit(self, input_tokens: int, output_tokens: int) -> AbstractAsyncContextManager[None]:
-        """Waits its turn; the estimates are of this call."""
-
-    def cool_down(self, wait: timedelta) -> None:
-        """No call starts before that time has passed."""
 
 
 class Clock(Protocol):

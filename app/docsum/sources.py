@@ -17,13 +17,11 @@ from datetime import datetime
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO
 from urllib.parse import quote, unquote_to_bytes
 
 from docsum.errors import DocsumError
 from docsum.manifests import Head, Line, read_head, read_lines
-
-T = TypeVar("T")
 
 STDIN = "-"
 LONGEST_ID = 512  # characters, as the event's contract says

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,27 +17,13 @@ _UNITS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 RETRY = "retry"  # stands beside the lanes, where topics are told apart
 
 
-class Role(enum.StrEnum):
-    """What a topic is for."""
-
-    INPUT = "input"
-    BATCH = "batch"
-    RETRY = "retry"
-    HELD = "held"
-    DEAD_LETTER = "dlq"
-    RESULT = "result"
-
-
 @dataclass(frozen=True, slots=True)
 class Topic:
     """A topic as docsum wants it."""
 
     name: str
-    role: Role
-    lane: Lane
     partitions: int
     config: Mapping[str, str]
-    delay: timedelta = timedelta()
 
 
 def duration_name(delay: timedelta) -> str:
@@ -154,19 +139,10 @@ class Topology:
         inputs = config(self.retention, copies=False)
         copies = config(self.retention, copies=True)
         return (
-            Topic(self.documents, Role.INPUT, Lane.LIVE, count, inputs),
-            Topic(self.backfill, Role.INPUT, Lane.BACKFILL, count, inputs),
-            Topic(self.batch, Role.BATCH, Lane.BATCH, count, inputs),
-            *(Topic(self.retry(delay), Role.RETRY, Lane.LIVE, count, copies, delay) for delay in self.delays),
-            Topic(self.held, Role.HELD, Lane.LIVE, count, copies),
-            Topic(
-                self.dead_letters,
-                Role.DEAD_LETTER,
-                Lane.LIVE,
-                count,
-                config(self.dead_letter_retention, True),
-            ),
-            *((Topic(self.summaries, Role.RESULT, Lane.LIVE, count, self._compacted()),) * self.results),
+            *(Topic(name, count, inputs) for name in (self.documents, self.backfill, self.batch)),
+            *(Topic(name, count, copies) for name in (*self.retries, self.held)),
+            Topic(self.dead_letters, count, config(self.dead_letter_retention, copies=True)),
+            *((Topic(self.summaries, count, self._compacted()),) * self.results),
         )
 
 

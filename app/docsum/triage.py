@@ -123,6 +123,7 @@ def entry_fields(row: DeadLetterRow) -> dict[str, object]:
 
 
 def event_fields(event: DocumentReference) -> dict[str, object]:
+    """An event as a program reads it."""
     return {
         "event_id": event.event_id,
         "document_id": event.document_id,

@@ -5,20 +5,12 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.support.deployment import Deployment, ModelServer
+from tests.support.deployment import Deployment, ModelServer, until
 from tests.support.texts import write_documents
-
-
-def wait_for(check: Callable[[], bool], within: float, what: str) -> None:
-    deadline = time.monotonic() + within
-    while not check():
-        assert time.monotonic() < deadline, f"not within {within} s: {what}"
-        time.sleep(0.2)
 
 
 @pytest.mark.timeout(1800)
@@ -47,7 +39,7 @@ def test_whatever_is_killed_the_run_finishes_and_nothing_is_paid_twice(
         accepted = 0
         for number, names in enumerate(victims):
             goal = accepted + max(in_flight, count // (len(victims) + 4))
-            wait_for(lambda goal=goal: model.billed["accepted"] >= goal, 180, f"work before {names}")  # type: ignore[misc]  # bound now
+            until(lambda goal=goal: model.billed["accepted"] >= goal, 180, f"work before {names}")  # type: ignore[misc]  # bound now
             time.sleep(chance.random())
             for name in names:
                 dead = deployment.kill(name)
@@ -57,7 +49,7 @@ def test_whatever_is_killed_the_run_finishes_and_nothing_is_paid_twice(
             accepted = model.billed["accepted"]
             assert accepted < 3 * count, f"runaway after {number + 1} kills"
         # 4: the store was killed a moment ago and is not back; trying again helps.
-        wait_for(lambda: deployment.ends("runs", "watch", run_id, ok=(0, 4)) == 0, 600, "the run's end")
+        until(lambda: deployment.ends("runs", "watch", run_id, ok=(0, 4)) == 0, 600, "the run's end")
         shown = deployment.run_of(run_id)
         assert (shown["done"], shown["dead_lettered"], shown["remaining"]) == (count, 0, 0)
         billed = model.billed

@@ -135,7 +135,7 @@ async def test_at_most_four_parts_are_in_flight(slow_bench: Bench) -> None:
     reading = asyncio.create_task(ask(slow_bench, summariser, text=SEVEN, recipe=RECIPE))
     seen = set()
     while not reading.done():
-        seen.add(summariser.in_flight)
+        seen.add(await summariser.drain(timedelta()))
         await asyncio.sleep(0.01)
     assert (await reading).chunks > 4
     assert max(seen) == 4

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import pytest
 from docsum.local.compose import attach
 from docsum.settings import ClickHouse, load
 from docsum.stores.connection import connect
-from tests.support.deployment import Deployment, ModelServer
+from tests.support.deployment import Deployment, ModelServer, until
 from tests.support.texts import write_documents
 
 pytestmark = pytest.mark.timeout(400)
@@ -66,13 +65,6 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     made.close()
 
 
-def wait_for(check: Callable[[], bool], within: float = 60) -> None:
-    deadline = time.monotonic() + within
-    while not check():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-
-
 def test_the_same_folder_submitted_twice_at_once_is_bought_once(house: House) -> None:
     documents = house.folder / "twice"
     write_documents(documents, 60, seed=1)
@@ -117,11 +109,11 @@ def test_an_event_that_comes_back_from_a_retry_topic_does_not_show_over_a_newer_
     manifest = house.folder / "announced-too-early.jsonl"
     manifest.write_text(json.dumps(line) + "\n")
     early = house.run(str(manifest), "--no-wait")
-    wait_for(lambda: house.deployment.run_of(early["run_id"])["retrying"] == 1)
+    until(lambda: house.deployment.run_of(early["run_id"])["retrying"] == 1)
     newer = house.run(str(documents), "--model", "claude-haiku-5-5")
     assert newer["done"] == 1
     os.utime(path, ns=(later, later))  # now the source has what was announced
-    wait_for(lambda: house.deployment.run_of(early["run_id"])["remaining"] == 0)
+    until(lambda: house.deployment.run_of(early["run_id"])["remaining"] == 0)
     assert house.deployment.run_of(early["run_id"])["skipped"] == 1
     assert house.summary(path)["model"] == "claude-haiku-5-5"
 
@@ -149,7 +141,7 @@ def test_a_model_server_that_is_away_is_waited_for(house: House) -> None:
     write_documents(documents, 10, seed=5)
     house.model.stop()
     run = house.run(str(documents), "--no-wait")
-    wait_for(lambda: "model_unreachable" in house.deployment.docsum("status"), 60)
+    until(lambda: "model_unreachable" in house.deployment.docsum("status"), 60)
     house.model.start()
     house.deployment.docsum("runs", "watch", run["run_id"])
     assert {row["attempt"] for row in house.rows(run["run_id"])} == {1}

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,7 +31,7 @@ from docsum.models import (
     to_ms,
 )
 from docsum.stores.controls import AGE
-from tests.support.deployment import Deployment, ModelServer
+from tests.support.deployment import Deployment, ModelServer, until
 from tests.support.fakes import summary
 
 pytestmark = pytest.mark.timeout(400)
@@ -103,13 +103,6 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     made.close()
 
 
-def wait_for(check: Callable[[], bool], within: float = 60) -> None:
-    deadline = time.monotonic() + within
-    while not check():
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-
-
 def repair(documents: Path) -> None:
     """Every file gets a text of its own."""
     for path in documents.iterdir():
@@ -140,7 +133,7 @@ def test_repaired_documents_are_replayed_to_their_summaries(house: House) -> Non
     done = house.replay("--run", run_id)
 
     assert (done["replayed"], done["sample"]["helped"]) == (12, 10)
-    wait_for(lambda: house.deployment.run_of(run_id)["done"] == 12)
+    until(lambda: house.deployment.run_of(run_id)["done"] == 12)
     assert house.states(run_id) == {"resolved": 12}
     (line,) = house.audits(run_id)
     assert (line.action, line.count) == ("dlq replay", 12)
@@ -173,14 +166,14 @@ def test_a_replay_that_is_killed_goes_on_and_loses_nothing(house: House) -> None
     arguments = ("dlq", "replay", "--run", run_id, "--no-sample", "--yes", "--rate")
 
     process = house.deployment.start(*arguments, "10")
-    wait_for(lambda: house.states(run_id).get("open", 0) < 120)
+    until(lambda: house.states(run_id).get("open", 0) < 120)
     assert stopped(process, signal.SIGKILL)[0] == -signal.SIGKILL
     left = house.states(run_id)["open"]
     assert 0 < left < 120
 
     process = house.deployment.start(*arguments, "10")
     # What the killed one had copied without writing it down is resolved by the workers: ten at most.
-    wait_for(lambda: house.states(run_id)["open"] < left - 10)
+    until(lambda: house.states(run_id)["open"] < left - 10)
     code, err = stopped(process, signal.SIGINT)
     assert code == 130
     assert "The same command goes on with those that are still open." in err
@@ -189,7 +182,7 @@ def test_a_replay_that_is_killed_goes_on_and_loses_nothing(house: House) -> None
     assert 0 < line.count < left
 
     house.deployment.docsum(*arguments, "200")
-    wait_for(lambda: house.states(run_id) == {"resolved": 120})
+    until(lambda: house.states(run_id) == {"resolved": 120})
     assert house.deployment.run_of(run_id)["done"] == 120
     copies = house.published("docsum.backfill") - before
     assert 120 <= copies <= 130  # the batch that was in hand at the kill
@@ -201,7 +194,7 @@ def test_an_old_event_behind_a_newer_summary_is_superseded_for_free(house: House
     document = (documents / "00000.txt").as_uri()
     house.deployment.docsum("pause", "--all", "--reason", "a test")
     asked = time.monotonic()
-    wait_for(lambda: time.monotonic() - asked > AGE + 0.5)  # every worker has looked again
+    until(lambda: time.monotonic() - asked > AGE + 0.5)  # every worker has looked again
     house.deployment.docsum("dlq", "replay", "--run", run_id, "--yes", ok=(4,))  # a sample would not end
     assert house.replay("--run", run_id, "--no-sample")["replayed"] == 1
     now = datetime.now(UTC) + timedelta(seconds=1)
@@ -214,7 +207,7 @@ def test_an_old_event_behind_a_newer_summary_is_superseded_for_free(house: House
 
     house.deployment.docsum("resume", "--all")
 
-    wait_for(lambda: house.deployment.run_of(run_id)["skipped"] == 1)
+    until(lambda: house.deployment.run_of(run_id)["skipped"] == 1)
     assert house.states(run_id) == {"resolved": 1}
     assert house.model.billed["accepted"] == billed
     shown = json.loads(house.deployment.docsum("documents", "show", document, "--json"))
@@ -230,7 +223,7 @@ def test_a_record_that_is_no_event_is_shown_and_given_up(house: House) -> None:
             await producer.publish(RecordCopy("docsum.documents", 2, b"key", value, (("evil", b"\x1b[2J"),)))
 
     asyncio.run(publish())
-    wait_for(lambda: len(house.listed("--reason", "invalid_event")) == 1)
+    until(lambda: len(house.listed("--reason", "invalid_event")) == 1)
     (row,) = house.listed("--reason", "invalid_event")
     assert (row["document_id"], row["run_id"], row["original"][:19]) == ("", None, "docsum.documents[2]")
     shown = house.deployment.docsum("dlq", "show", row["id"])

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import json
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
@@ -27,6 +24,7 @@ from docsum.fetchers.webhook import WebhookSender
 from docsum.local.loopback import free_port
 from docsum.models import DeliveryState, Lane, Recipe, Run, RunState, WebhookDelivery
 from docsum.stores.memory import MemoryStore
+from tests.support.api_process import ApiProcess
 from tests.support.broker import Broker
 from tests.support.deployment import Fleet, ModelServer, until
 from tests.support.engine import Engine
@@ -227,62 +225,16 @@ async def test_an_internal_receiver_is_told_by_its_name(world: World) -> None:
 # -- the real API ------------------------------------------------------------------------------------------
 
 
-class Api:
-    """`docsum api` as a process of the test."""
-
-    def __init__(self, fleet: Fleet) -> None:
-        self.port = free_port()
-        self.environment = {
-            **fleet.environment,
-            "DOCSUM_API__PORT": str(self.port),
-            "DOCSUM_API__WEBHOOK_SECRETS": SECRET,
-            "DOCSUM_API__WEBHOOK_PRIVATE_HOSTS": "127.0.0.1",
-        }
-        self.log = fleet.folder / "api.log"
-        self.folder = fleet.folder
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        """Returns when it answers."""
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "docsum", "api", "--open"],
-                env=self.environment,
-                cwd=self.folder,
-                stdout=log,
-                stderr=log,
-            )
-        until(self._answers, 60, f"the API answers: {self.log}")
-
-    def _answers(self) -> bool:
-        assert self.process is not None and self.process.poll() is None, self.log.read_text()[-3000:]
-        with suppress(OSError):
-            self.ask("/livez")
-            return True
-        return False
-
-    def kill(self) -> None:
-        if self.process is not None:
-            self.process.send_signal(signal.SIGKILL)
-            self.process.wait(20)
-            self.process = None
-
-    def ask(self, path: str, body: Mapping[str, object] | None = None) -> dict[str, object]:
-        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}")
-        if body is not None:
-            request.add_header("Content-Type", "application/json")
-            request.data = json.dumps(body).encode()
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            found: dict[str, object] = json.loads(answer.read())
-            return found
-
-
 @contextmanager
-def deployment(folder: Path, broker: Broker, engine: Engine) -> Iterator[tuple[Fleet, Api]]:
+def deployment(folder: Path, broker: Broker, engine: Engine) -> Iterator[tuple[Fleet, ApiProcess]]:
     model = ModelServer(folder / "model", "--fast")
     try:
         fleet = Fleet(folder, broker, engine, model)
-        api = Api(fleet)
+        settings = {
+            "DOCSUM_API__WEBHOOK_SECRETS": SECRET,
+            "DOCSUM_API__WEBHOOK_PRIVATE_HOSTS": "127.0.0.1",
+        }
+        api = ApiProcess(folder, fleet.environment | settings)
         try:
             yield fleet, api
         finally:
@@ -292,6 +244,13 @@ def deployment(folder: Path, broker: Broker, engine: Engine) -> Iterator[tuple[F
         model.close()
 
 
+def begin(api: ApiProcess, body: Mapping[str, object]) -> dict[str, object]:
+    """A run, as the API shows it."""
+    status, begun = api.ask("POST", "/v1/runs", body)
+    assert status == 202
+    return dict(begun)
+
+
 @pytest.mark.timeout(300)
 def test_an_api_that_is_killed_at_any_moment_tells_the_end_of_a_run(
     tmp_path: Path, broker: Broker, engine: Engine
@@ -299,9 +258,9 @@ def test_an_api_that_is_killed_at_any_moment_tells_the_end_of_a_run(
     write_documents(tmp_path / "texts", 5, seed=1)
     with deployment(tmp_path, broker, engine) as (fleet, api), Receiver(HANG) as receiver:
         api.start()
-        begun = api.ask("/v1/runs", {"source": str(tmp_path / "texts"), "webhook": receiver.url()})
+        begun = begin(api, {"source": str(tmp_path / "texts"), "webhook": receiver.url()})
         run_id = str(begun["run_id"])
-        until(lambda: api.ask(f"/v1/runs/{run_id}")["state"] == "running", 60, "all is announced")
+        until(lambda: api.get(f"/v1/runs/{run_id}")["state"] == "running", 60, "all is announced")
         api.kill()  # before it could see the end
         fleet.start_workers("worker-1")
         until(lambda: fleet.remaining(run_id) == 0, 120, "the run is finished")
@@ -313,7 +272,7 @@ def test_an_api_that_is_killed_at_any_moment_tells_the_end_of_a_run(
         api.start()
         waited = until(lambda: len(receiver.requests) == 2, 120, "it is told again")
         assert waited < CLAIM.total_seconds() + 60
-        until(lambda: api.ask(f"/v1/runs/{run_id}/webhooks")["deliveries"] != [], 10, "it is shown")
+        until(lambda: api.get(f"/v1/runs/{run_id}/webhooks")["deliveries"] != [], 10, "it is shown")
 
         def delivered() -> bool:
             [row] = fleet.run_of(run_id)["webhooks"]
@@ -341,14 +300,14 @@ def test_a_run_whose_source_is_gone_is_told_as_failed_and_its_cancellation_as_it
     with deployment(tmp_path, broker, engine) as (_, api), Receiver() as receiver:
         api.environment["DOCSUM_API__MAX_LAG"] = "1"  # and no worker: announcing does not come to its end
         api.start()
-        begun = api.ask("/v1/runs", {"source": str(tmp_path / "texts"), "webhook": receiver.url()})
+        begun = begin(api, {"source": str(tmp_path / "texts"), "webhook": receiver.url()})
         run = f"/v1/runs/{begun['run_id']}"
-        until(lambda: api.ask(run)["total"] == 1, 60, "the first is announced")
+        until(lambda: api.get(run)["total"] == 1, 60, "the first is announced")
         api.kill()
         shutil.rmtree(tmp_path / "texts")
         api.start()
         until(lambda: len(receiver.requests) == 1, 120, "the failure is told")
-        api.ask(f"{run}/cancel", {"reason": "It is gone."})
+        api.ask("POST", f"{run}/cancel", {"reason": "It is gone."})
         until(lambda: len(receiver.requests) == 2, 60, "the end is told")
     failed, over = (request.verified(SECRET) for request in receiver.requests)
     assert (failed["type"], over["type"]) == ("run.failed", "run.finished")
@@ -366,10 +325,9 @@ def test_a_webhook_that_cannot_be_told_is_refused_when_the_run_is_begun(
         api.start()
 
         def refusal(webhook: str) -> str:
-            with pytest.raises(urllib.error.HTTPError) as raised:
-                api.ask("/v1/runs", {"webhook": webhook})
-            assert raised.value.code == 422
-            return str(json.loads(raised.value.read())["detail"])
+            status, said = api.ask("POST", "/v1/runs", {"webhook": webhook})
+            assert status == 422
+            return str(said["detail"])
 
         assert "DOCSUM_API__WEBHOOK_PRIVATE_HOSTS" in refusal("https://10.0.0.7/hook")
         assert "https" in refusal("http://receiver.example/hook")

@@ -24,7 +24,7 @@ class ApiProcess:
         self._arguments = ["--open"] if is_open else []
         self.port = free_port()
         self.url = f"http://{HOST}:{self.port}"
-        self._environment = {
+        self.environment = {
             **environment,
             "DOCSUM_API__PORT": str(self.port),
             "PYTHONPATH": f"{ROOT}:{ROOT / 'app'}",
@@ -36,7 +36,7 @@ class ApiProcess:
         with (self._folder / "api.log").open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "docsum", "api", *self._arguments],
-                env=self._environment,
+                env=self.environment,
                 cwd=self._folder,
                 stdout=log,
                 stderr=log,
@@ -65,6 +65,11 @@ class ApiProcess:
         assert self._process is not None
         self._process.terminate()
         return self._process.wait(60)
+
+    def ends(self, within: float) -> int:
+        """By itself; the exit code."""
+        assert self._process is not None
+        return self._process.wait(within)
 
     def ask(
         self, method: str, path: str, body: object = None, headers: Mapping[str, str] | None = None

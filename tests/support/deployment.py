@@ -42,7 +42,7 @@ MODEL = "local-extractive-1"
 T = TypeVar("T")
 
 
-def until(check: Callable[[], bool], within: float, what: str) -> float:
+def until(check: Callable[[], bool], within: float = 60, what: str = "what was waited for") -> float:
     """Blocks until `check` holds, and returns after how many seconds; fails when that takes too long."""
     begun = time.monotonic()
     while not check():

@@ -73,7 +73,7 @@ def fetcher(
 async def test_a_small_file_comes_in_memory(fetcher: FileFetcher, root: Path) -> None:
     (root / "a.txt").write_text("hello")
     document = await fetcher.fetch(reference((root / "a.txt").as_uri()))
-    assert (document.content, document.size, document.name) == (b"hello", 5, "a.txt")
+    assert (document.content, document.size) == (b"hello", 5)
     assert document.source_version == file_version((root / "a.txt").stat())
 
 
@@ -93,8 +93,7 @@ async def test_a_large_file_comes_as_a_copy_of_ours(fetcher: FileFetcher, root: 
 
 async def test_names_are_percent_decoded(fetcher: FileFetcher, root: Path) -> None:
     (root / "Übersicht #1?.txt").write_text("x")
-    document = await fetcher.fetch(reference((root / "Übersicht #1?.txt").as_uri()))
-    assert document.name == "Übersicht #1?.txt"
+    assert (await fetcher.fetch(reference((root / "Übersicht #1?.txt").as_uri()))).content == b"x"
     assert (await fetcher.fetch(reference(f"file://{root}/Übersicht #1?.txt"))).content == b"x"
 
 
@@ -102,7 +101,6 @@ async def test_a_name_that_is_not_utf8(fetcher: FileFetcher, root: Path) -> None
     (root / os.fsdecode(b"caf\xe9.txt")).write_text("x")
     document = await fetcher.fetch(reference(f"{root.as_uri()}/caf%E9.txt"))
     assert document.content == b"x"
-    assert document.name.encode()
     with pytest.raises(SourceNotFound) as missing:
         await fetcher.fetch(reference(f"{root.as_uri()}/th%E9.txt"))
     assert str(missing.value).encode()

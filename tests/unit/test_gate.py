@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from docsum.errors import TooLong
 from docsum.models import Lane
-from docsum.ports import Gate
 from docsum.summarisers.gate import CallGate
 from tests.support.fakes import FakeClock
 
@@ -36,7 +35,7 @@ async def starts_of(gate: CallGate, clock: FakeClock, sizes: list[int]) -> list[
 
 async def test_without_limits_only_the_number_at_once_counts() -> None:
     clock = FakeClock()
-    gate: Gate = CallGate(2, clock)
+    gate = CallGate(2, clock)
     leave = asyncio.Event()
     inside: list[int] = []
 

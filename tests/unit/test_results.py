@@ -43,7 +43,7 @@ from docsum.models import (
     event_version,
     to_ms,
 )
-from docsum.topics import Role, Topology
+from docsum.topics import Topology
 from tests.support.commands import deployed, result
 from tests.support.fakes import START, FakeExtractor, FakeObserver, FakeResults, delivery, reference, summary
 from tests.support.results import FINGERPRINT, SCHEMAS, read_result
@@ -301,9 +301,9 @@ def test_versions_compare_as_texts_as_they_do_as_numbers(one: int, other: int) -
 
 
 def test_the_topic_of_results_is_compacted_and_made_only_where_it_is_wanted() -> None:
-    assert Role.RESULT not in {topic.role for topic in Topology().topics()}
-    (topic,) = [topic for topic in Topology(results=True).topics() if topic.role is Role.RESULT]
-    assert (topic.name, topic.partitions) == ("docsum.summaries", 12)
+    assert "docsum.summaries" not in {topic.name for topic in Topology().topics()}
+    (topic,) = [topic for topic in Topology(results=True).topics() if topic.name == "docsum.summaries"]
+    assert topic.partitions == 12
     assert topic.config["cleanup.policy"] == "compact"
     assert topic.config["delete.retention.ms"] == str(45 * 86_400_000)
 

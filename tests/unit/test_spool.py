@@ -40,8 +40,8 @@ def chunks(*given: bytes) -> Callable[[], Awaitable[bytes]]:
 def test_a_small_document_stays_in_memory(folder: TemporaryFolder, tmp_path: Path) -> None:
     spool = Spool(folder, 2 * IN_MEMORY, "s3://b/k")
     spool.write(b"a" * IN_MEMORY)
-    document = spool.finish("v1", "k")
-    assert (document.content, document.source_version, document.name) == (b"a" * IN_MEMORY, "v1", "k")
+    document = spool.finish("v1")
+    assert (document.content, document.source_version) == (b"a" * IN_MEMORY, "v1")
     assert not [*tmp_path.iterdir()]
 
 
@@ -49,7 +49,7 @@ def test_a_large_one_goes_to_a_file_of_the_callers(folder: TemporaryFolder, tmp_
     spool = Spool(folder, 2 * IN_MEMORY, "s3://b/k")
     spool.write(b"a" * IN_MEMORY)
     spool.write(b"b")
-    document = spool.finish("v1", "k")
+    document = spool.finish("v1")
     spool.discard()
     assert document.path is not None
     assert (document.size, document.read()) == (IN_MEMORY + 1, b"a" * IN_MEMORY + b"b")
@@ -72,7 +72,7 @@ def test_one_byte_too_many_names_the_setting_and_leaves_no_file(
 async def test_it_is_filled_until_nothing_more_comes(folder: TemporaryFolder) -> None:
     spool = Spool(folder, 100_000, "s3://b/k")
     await spool.fill(chunks(b"one ", b"two", b" " * 60_000), PATIENCE)
-    assert spool.finish("", "").read() == b"one two" + b" " * 60_000
+    assert spool.finish("").read() == b"one two" + b" " * 60_000
 
 
 async def test_what_comes_too_slowly_is_given_up(folder: TemporaryFolder) -> None:

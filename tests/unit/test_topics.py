@@ -16,8 +16,6 @@ from docsum.settings import Settings
 from docsum.topics import (
     MAX_MESSAGE_BYTES,
     SPARE_BYTES,
-    Role,
-    Topic,
     Topology,
     duration_name,
     parse_duration,
@@ -41,23 +39,24 @@ def test_all_topics_have_the_same_number_of_partitions() -> None:
     assert {topic.partitions for topic in Topology(partitions=7).topics()} == {7}
 
 
-def by_role(topology: Topology, role: Role) -> Topic:
-    return next(topic for topic in topology.topics() if topic.role is role)
+def config(topology: Topology, key: str) -> dict[str, int]:
+    """A topic's setting, by its name."""
+    return {topic.name: int(topic.config[key]) for topic in topology.topics()}
 
 
 def test_a_copy_of_the_largest_record_fits_where_copies_go() -> None:
     topology = Topology()
-    sizes = {topic.role: int(topic.config["max.message.bytes"]) for topic in topology.topics()}
-    assert sizes[Role.INPUT] == sizes[Role.BATCH] == MAX_MESSAGE_BYTES
-    for role in (Role.RETRY, Role.HELD, Role.DEAD_LETTER):
-        assert sizes[role] == MAX_MESSAGE_BYTES + SPARE_BYTES
+    sizes = config(topology, "max.message.bytes")
+    for name in (topology.documents, topology.backfill, topology.batch):
+        assert sizes.pop(name) == MAX_MESSAGE_BYTES
+    assert set(sizes.values()) == {MAX_MESSAGE_BYTES + SPARE_BYTES}
 
 
 def test_nothing_is_deleted_while_it_may_still_be_wanted() -> None:
-    topology = Topology()
-    day = 86_400_000
-    assert by_role(topology, Role.HELD).config["retention.ms"] == str(45 * day)
-    assert by_role(topology, Role.DEAD_LETTER).config["retention.ms"] == str(365 * day)
+    topology, day = Topology(), 86_400_000
+    kept = config(topology, "retention.ms")
+    assert kept.pop(topology.dead_letters) == 365 * day
+    assert set(kept.values()) == {45 * day}
 
 
 def test_one_more_attempt_than_delays() -> None:

@@ -58,7 +58,6 @@ UPLOAD = "upload"  # the source of a run whose references are sent
 _KEYS = UUID("5d0f7a52-3c0e-4b52-9a9e-1f2f6f1f0c11")  # name space of run ids that a key gives
 _RATE_OVER = timedelta(minutes=1)
 _TOLD = 100  # entries that were passed over are told one by one
-_CHUNK = 1 << 20
 _BUSY = {"Retry-After": "30"}
 
 Key = Annotated[

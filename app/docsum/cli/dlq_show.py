@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -31,10 +31,6 @@ from docsum.triage import (
     shown_fields,
 )
 from docsum.words import clean, money, plain
-
-if TYPE_CHECKING:
-    pass
-
 
 Id = Annotated[
     str, typer.Argument(metavar="ID", help="A document id, a path, or coordinates: 'docsum.dlq[3]@17'.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from docsum.cli.controls import told_why
@@ -140,13 +141,6 @@ class Execution:
 
         settings = self.deployment.settings
         topology, admin = settings.topology(), open_admin(settings)
-
-        async def lag() -> int:
-            if run.lane is Lane.BATCH:
-                return 0  # what waits there for its batch is behind nobody
-            partitions = await admin.lag(settings.kafka.group_id, topology, run.lane)
-            return sum(partition.lag for partition in partitions)
-
         async with (
             open_producer(settings) as producer,
             EventCodec(settings.kafka.schema_registry_url) as codec,
@@ -157,7 +151,7 @@ class Execution:
                 store=self.store,
                 announce=Announcer(producer, codec, topology, self.clock),
                 clock=self.clock,
-                lag=lag,
+                lag=None if run.lane is Lane.BATCH else partial(admin.waiting, topology, run.lane),
                 max_lag=self.manner.max_lag,
                 tell=tell,
                 complain=watch.passed_over,

@@ -7,6 +7,7 @@ import time
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -15,7 +16,6 @@ from docsum.bootstrap import open_lister
 from docsum.cli.deployment import Deployment, deployment_for, download
 from docsum.cli.options import MAX_LAG, JsonObject, MaxLag
 from docsum.cli.output import Code, NothingRuns, WrongUsage, emit, finish, next_step, say
-from docsum.models import Lane
 from docsum.sources import PAGES, STDIN, Source
 from docsum.topics import parse_duration
 
@@ -170,11 +170,8 @@ async def _announce(
     from docsum.ports import SystemClock
 
     settings, clock = deployment.settings, SystemClock()
-    topology, admin = settings.topology(), open_admin(settings)
-
-    async def lag() -> int:
-        partitions = await admin.lag(settings.kafka.group_id, topology, Lane.LIVE)
-        return sum(partition.lag for partition in partitions)
+    topology = settings.topology()
+    lag = partial(open_admin(settings).waiting, topology)
 
     def tell(count: Ingested) -> None:
         progress.show(count)

@@ -13,6 +13,7 @@ from docsum.cli.output import Code, WrongUsage, console, emit, next_step, say, t
 from docsum.errors import InvalidEvent, SchemaUnknown, row_of
 from docsum.models import Coordinates, Delivery, DocumentReference, to_ms
 from docsum.sources import STDIN
+from docsum.triage import event_fields
 
 if TYPE_CHECKING:
     from docsum.settings import Settings
@@ -60,24 +61,6 @@ def values(content: bytes) -> Iterator[tuple[int | None, bytes]]:
     for number, line in enumerate(lines, start=1):
         if line.strip():
             yield number, line.strip()
-
-
-def event_fields(reference: DocumentReference) -> dict[str, object]:
-    """An event as a program reads it."""
-    return {
-        "event_id": reference.event_id,
-        "document_id": reference.document_id,
-        "uri": reference.uri,
-        "source_version": reference.source_version,
-        "occurred_at": reference.occurred_at,
-        "media_type": reference.media_type,
-        "size_bytes": reference.size_bytes,
-        "title": reference.title,
-        "run_id": None if reference.run_id is None else str(reference.run_id),
-        "operation": reference.operation.value,
-        "force": reference.force,
-        "attributes": dict(reference.attributes),
-    }
 
 
 def _content(name: str) -> bytes:

@@ -102,8 +102,6 @@ def finish(main: Coroutine[Any, Any, Code | None], *, logs: bool = False) -> Non
 
     Without `logs` the libraries are silent: what they would say, a command says in its own words.
     """
-    import asyncio
-
     from docsum.telemetry.logs import configure
 
     if not logs:
@@ -155,12 +153,12 @@ def console(*, stderr: bool = False) -> Console:
     return Console(stderr=stderr, width=width, highlight=False, markup=False, soft_wrap=False)
 
 
-def table(*columns: str, title: str | None = None, right: tuple[str, ...] = ()) -> Table:
+def table(*columns: str, right: tuple[str, ...] = ()) -> Table:
     """An empty table; the columns in `right` hold numbers."""
     from rich import box
     from rich.table import Table
 
-    found = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    found = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
         found.add_column(column, justify="right" if column in right else "left", overflow="fold")
     return found

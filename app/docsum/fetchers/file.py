@@ -127,17 +127,17 @@ class FileFetcher:
             raise SourceOutdated(f"{path!r} is still older than was announced.")
 
     def _take(self, descriptor: int, path: str, status: os.stat_result) -> Document:
-        version, name = file_version(status), _name(path)
+        version = file_version(status)
         if status.st_size <= IN_MEMORY:
             content = _read_up_to(descriptor, status.st_size + 1)
             if len(content) > self._max_bytes:
                 raise self._grew(path)
-            return Document(len(content), version, content=content, name=name)
+            return Document(len(content), version, content=content)
         spool = Spool(self._folder, self._max_bytes, path)
         try:
             while chunk := os.read(descriptor, _CHUNK):
                 spool.write(chunk)
-            return spool.finish(version, name)
+            return spool.finish(version)
         finally:
             spool.discard()
 
@@ -172,11 +172,6 @@ def path_of(uri: str) -> str:
     if "\0" in path:
         raise SourceNotAllowed(f"{uri!r} holds a NUL character.")
     return path
-
-
-def _name(path: str) -> str:
-    """The last part of a path, printable also where it is not UTF-8."""
-    return os.fsencode(path.rpartition("/")[2]).decode(errors="replace")
 
 
 def _is_within(path: str, folder: str) -> bool:

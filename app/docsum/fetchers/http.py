@@ -18,7 +18,6 @@ from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from types import TracebackType
 from typing import Self
-from urllib.parse import unquote
 
 import aiohttp
 from aiohttp import http_exceptions
@@ -175,7 +174,7 @@ class HttpFetcher:
         for _ in range(1 + _MOST_REDIRECTS):
             async with await self._answer(target) as response:
                 if response.status not in _REDIRECT or "Location" not in response.headers:
-                    return await self._take(response, target.shown, _name(first), announced)
+                    return await self._take(response, target.shown, announced)
                 target = self._guard.redirect(target, response.headers["Location"])
         raise SourceUnavailable(f"{first.shown!r} redirects more than {_MOST_REDIRECTS} times.")
 
@@ -191,15 +190,13 @@ class HttpFetcher:
             patience = f"{self._patience.total_seconds():g} s"
             raise SourceUnavailable(f"{target.shown!r} gave no answer within {patience}.") from error
 
-    async def _take(
-        self, response: aiohttp.ClientResponse, shown: str, name: str, announced: str
-    ) -> Document:
+    async def _take(self, response: aiohttp.ClientResponse, shown: str, announced: str) -> Document:
         check_status(response.status, response.headers, shown, datetime.now(UTC))
         self._check_headers(response, shown, announced)
         spool = Spool(self._folder, self._max_bytes, shown)
         try:
             await self._read(response, spool, shown)
-            return spool.finish(source_version(response.headers, spool.size), name)
+            return spool.finish(source_version(response.headers, spool.size))
         finally:
             spool.discard()
 
@@ -386,9 +383,3 @@ def cause(error: Exception) -> str:
 
 def _translation(error: Exception) -> tuple[type[FetchError], str]:
     return next(TRANSLATIONS[ancestor] for ancestor in type(error).__mro__ if ancestor in TRANSLATIONS)
-
-
-def _name(target: Target) -> str:
-    """The last part of the path, printable."""
-    name = unquote(target.path.rpartition("/")[2], errors="replace")[:200]
-    return "".join(character if character.isprintable() else "\ufffd" for character in name)

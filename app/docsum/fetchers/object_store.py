@@ -223,7 +223,7 @@ class ObjectStoreFetcher:
         spool = Spool(self._folder, self._max_bytes, address.text)
         try:
             await spool.fill(read, self._patience)
-            return spool.finish(object_version(found.meta), address.key.rpartition("/")[2])
+            return spool.finish(object_version(found.meta))
         finally:
             spool.discard()
 

@@ -123,13 +123,13 @@ class Spool:
                     f"{self._uri!r} comes too slowly: at less than {_LEAST_SPEED:,} bytes a second."
                 ) from error
 
-    def finish(self, source_version: str, name: str) -> Document:
+    def finish(self, source_version: str) -> Document:
         """The whole document; the file, if there is one, is the caller's to discard."""
         if self._path is None:
-            return Document(self.size, source_version, content=bytes(self._memory), name=name)
+            return Document(self.size, source_version, content=bytes(self._memory))
         os.close(self._file)
         path, self._path = self._path, None
-        return Document(self.size, source_version, path=path, name=name)
+        return Document(self.size, source_version, path=path)
 
     def discard(self) -> None:
         """Forget it, and remove its file. After `finish` this does nothing."""

@@ -118,6 +118,10 @@ class KafkaAdmin:
         """
         return await self._run(lambda session: _lag(session, group, topology, lane))
 
+    async def waiting(self, topology: Topology, lane: Lane = Lane.LIVE) -> int:
+        """The sum of that: events that are not finished yet."""
+        return sum(each.lag for each in await self.lag(self._kafka.group_of(lane), topology, lane))
+
     async def retention(self, topology: Topology) -> dict[str, timedelta | None]:
         """How long the broker keeps the records of each topic with work, held ones too; None: for ever."""
         return await self._run(lambda session: _retention(session, topology))

@@ -24,7 +24,7 @@ from aiokafka.errors import (
 )
 
 from docsum.errors import BrokerUnavailable, ConfigurationError, RightMissing
-from docsum.kafka.headers import delivery_of
+from docsum.kafka.headers import delivery_of_record
 from docsum.kafka.refusals import explained
 from docsum.kafka.rights import Operation, lacks, positions_group
 from docsum.kafka.security import aiokafka_security, identity
@@ -238,14 +238,9 @@ async def _heads(  # Any: aiokafka is not typed
                     consumer.pause(place)
                     if place in missing:
                         missing.remove(place)
-                        found.append(_delivery(records[0]))
+                        found.append(delivery_of_record(records[0]))
     except TopicAuthorizationFailedError:
         raise
     except (TimeoutError, KafkaError):
         pass  # the counts still stand
     return found
-
-
-def _delivery(record: Any) -> Delivery:  # Any: aiokafka is not typed
-    place = (record.topic, record.partition, record.offset)
-    return delivery_of(*place, record.key, record.value, record.headers, record.timestamp)

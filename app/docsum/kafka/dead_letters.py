@@ -20,7 +20,7 @@ from aiokafka.errors import KafkaError
 
 from docsum.errors import BrokerUnavailable
 from docsum.kafka.admin import KafkaAdmin
-from docsum.kafka.headers import delivery_of, replay_headers
+from docsum.kafka.headers import delivery_of_record, replay_headers
 from docsum.kafka.refusals import explained
 from docsum.kafka.rights import Operation, Right
 from docsum.kafka.security import aiokafka_security
@@ -115,7 +115,7 @@ class DeadLetterTopic:
                 while wanted and wanted[0] < record.offset:  # deleted, or never visible
                     yield wanted.popleft(), None
                 if wanted and wanted[0] == record.offset:
-                    yield wanted.popleft(), _delivery(record)
+                    yield wanted.popleft(), delivery_of_record(record)
                 position = record.offset + 1
             if records:
                 heard = time.monotonic()
@@ -160,10 +160,3 @@ def replay_copy(delivery: Delivery, replay_id: str, group: str) -> RecordCopy:
     origin = delivery.origin
     headers = replay_headers(delivery, replay_id, group)
     return RecordCopy(origin.topic, origin.partition, delivery.key, delivery.value, headers)
-
-
-def _delivery(record: Any) -> Delivery:
-    return delivery_of(
-        record.topic, record.partition, record.offset, record.key, record.value, record.headers,
-        record.timestamp,
-    )  # fmt: skip

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
+from typing import Any
 
 from docsum.models import EPOCH, Coordinates, Delivery, DocumentReference, Failure, from_ms, to_ms
 
@@ -69,6 +70,12 @@ _LAST_PARTITION = 2**31 - 1
 _LAST_OFFSET = 2**63 - 1
 _LAST_MS = 253_402_300_799_000  # the year 9999
 _MOST_ATTEMPTS = 1_000
+
+
+def delivery_of_record(record: Any) -> Delivery:  # Any: aiokafka is not typed
+    """What aiokafka's consumer gives, as a delivery."""
+    place = (record.topic, record.partition, record.offset)
+    return delivery_of(*place, record.key, record.value, record.headers, record.timestamp)
 
 
 def delivery_of(  # noqa: PLR0917 - the parts of a consumed record, in Kafka's own order

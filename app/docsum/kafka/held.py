@@ -24,7 +24,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
 from docsum.errors import BrokerUnavailable, DocsumError, InvalidEvent, SchemaUnknown
-from docsum.kafka.headers import RUN_ID, Headers, delivery_of, held_headers
+from docsum.kafka.headers import RUN_ID, Headers, delivery_of_record, held_headers
 from docsum.kafka.refusals import right_missing
 from docsum.kafka.rights import positions_group
 from docsum.kafka.security import aiokafka_security, identity
@@ -148,7 +148,7 @@ class HeldTopic:
     async def _move_all(self, consumer: Any, place: TopicPartition, shelf: _Shelf, owned: Owned) -> None:
         moved: Counter[ControlState] = Counter()
         async for records, position in _read(consumer, place, shelf.start, shelf.seen, owned):
-            moved += await self._move([_delivery(record) for record in records])
+            moved += await self._move([delivery_of_record(record) for record in records])
             await consumer.commit({place: position})
             shelf.start = position
         if shelf.start == shelf.seen:
@@ -269,8 +269,3 @@ def _run_id(headers: Headers) -> UUID | None:
         return UUID(text.decode()) if text else None
     except ValueError:
         return None
-
-
-def _delivery(record: Any) -> Delivery:
-    place = (record.topic, record.partition, record.offset)
-    return delivery_of(*place, record.key, record.value, record.headers, record.timestamp)

@@ -32,10 +32,6 @@ class OffsetTracker:
         """The next offset to read after a restart; None while nothing has finished."""
         return self._committable
 
-    @property
-    def lowest_unfinished(self) -> int | None:
-        return self._order[0] if self._order else None
-
     def add(self, offset: int) -> None:
         """A delivery has arrived. Raises ValueError unless its offset is the highest so far."""
         if offset <= self._last:

@@ -48,7 +48,6 @@ class LocalStack:
     model_line: str  # which model does the work, in one sentence
 
 
-Progress = Callable[[int, int], None]
 Seen = Callable[[StackState], None]
 
 
@@ -90,7 +89,6 @@ async def ensure_stack(
     place: str | None = None,
     workers: int = 2,
     local_model: bool = False,
-    progress: Progress = lambda _done, _total: None,
     seen: Seen = lambda _state: None,
 ) -> LocalStack:
     """The local stack, ready: started in the background when none runs.
@@ -101,7 +99,7 @@ async def ensure_stack(
     """
     if place is not None:
         allow(settings, place)
-    await asyncio.to_thread(ensure_jars, _cache(), progress)
+    await asyncio.to_thread(ensure_jars, _cache())
     state = find(settings.home)
     started = state is None
     if state is None:

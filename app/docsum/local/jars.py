@@ -80,10 +80,10 @@ def download_size(cache: Path) -> int:
     return sum(jar.size for jar in _missing(_folder(cache), pinned()))
 
 
-def ensure_jars(cache: Path, progress: Progress = lambda _done, _total: None, mirror: str = "") -> list[Path]:
+def ensure_jars(cache: Path, progress: Progress = lambda _done, _total: None) -> list[Path]:
     """Returns the paths of the pinned jars, fetching what is missing; see `fetch`."""
     jars, folder = pinned(), _folder(cache)
-    fetch(jars, folder, progress, mirror)
+    fetch(jars, folder, progress)
     return [folder / jar.filename for jar in jars]
 
 

@@ -199,11 +199,6 @@ class ClickHouseStore:
         return self._commits.unavailable_since
 
     @property
-    def last_error(self) -> str:
-        """Why rows cannot be stored at the moment, one sentence; empty while all is well."""
-        return self._commits.last_error
-
-    @property
     def buffered_rows(self) -> int:
         """Documents and answers that were handed over and are not stored yet."""
         return self._commits.buffered_rows

@@ -84,7 +84,6 @@ class GroupCommit:
         self._draining = False
         self._closed = False
         self.unavailable_since: datetime | None = None
-        self.last_error = ""  # of the trouble since then
 
     @property
     def buffered_rows(self) -> int:
@@ -226,7 +225,6 @@ class GroupCommit:
             wait = min(2 * wait, self._longest_wait)
 
     def _note_trouble(self, error: StoreUnavailable | StoreMisconfigured) -> None:
-        self.last_error = str(error)
         if self.unavailable_since is None:
             self.unavailable_since = datetime.now(UTC)
             level = log.error if isinstance(error, StoreMisconfigured) else log.warning
@@ -235,7 +233,7 @@ class GroupCommit:
     def _note_success(self) -> None:
         if self.unavailable_since is not None:
             log.info("store_available", action="store", since=self.unavailable_since.isoformat())
-        self.unavailable_since, self.last_error = None, ""
+        self.unavailable_since = None
 
 
 def _switch(event: asyncio.Event, *, on: bool) -> None:

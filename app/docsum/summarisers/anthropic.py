@@ -184,11 +184,6 @@ class AnthropicSummariser:
         """Nothing: a call that is under way is waited for where its answer is needed."""
         return None
 
-    @property
-    def in_flight(self) -> int:
-        """Calls that have been sent and not answered."""
-        return len(self._calls)
-
     async def drain(self, timeout: timedelta) -> int:
         """Waits for the calls that are in flight now; returns how many still are."""
         if self._calls:
