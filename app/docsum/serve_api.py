@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from io import BytesIO
 from ipaddress import ip_address
 from random import SystemRandom
@@ -42,7 +43,7 @@ from docsum.kafka.dead_letters import DeadLetterTopic, replay_copy
 from docsum.kafka.producer import KafkaProducer
 from docsum.kafka.results import deletion
 from docsum.kafka.rights import Role, rights_of
-from docsum.models import Lane, Recipe, SummaryRow
+from docsum.models import Recipe, SummaryRow
 from docsum.ports import Clock, Codec, SystemClock
 from docsum.replay import DeadLetterRecords, Replay
 from docsum.settings import Api, Settings
@@ -93,12 +94,17 @@ async def serve_api(settings: Settings, *, is_open: bool = False, set_up: bool =
             sender.check(url)
 
         service = _service(settings, store, producer, codec, check_webhook, is_open=is_open)
-        background = [asyncio.create_task(service.publishing.run())]
+        background: list[asyncio.Task[object]] = [asyncio.create_task(service.publishing.run())]
         if keys:  # what was written down earlier waits for a key
             webhooks = Webhooks(store, service.clock, sender, keys, SystemRandom())
             background.append(asyncio.create_task(webhooks.run()))
+        given_up = asyncio.create_task(producer.given_up())
+        background.append(given_up)
+        given_up.add_done_callback(lambda _: stop.set())
         try:
             await _serve(settings, service, stop)
+            if given_up.done():  # the next process says whether a right is missing
+                raise given_up.result()
         finally:
             for task in background:
                 task.cancel()
@@ -174,10 +180,7 @@ def _service(
     clock, topology, prices = SystemClock(), settings.topology(), Prices.load()
     announce = Announcer(producer, codec, topology, clock)
     lister, admin = open_lister(), open_admin(settings)
-
-    async def lag(lane: Lane) -> int:
-        partitions = await admin.lag(settings.kafka.group_of(lane), topology, lane)
-        return sum(partition.lag for partition in partitions)
+    lag = partial(admin.waiting, topology)
 
     def open_source(name: str) -> Source:
         source = lister.open(name, BytesIO())

@@ -48,7 +48,12 @@ class Secured(Fleet):
         for user, right in printed(self.docsum("setup", "--print", "kafka")):
             self.broker.grant(user, [right])
         self.become(Role.SETUP)
-        assert "Created" in self.docsum("setup", "topics")
+        assert self.ends("setup", "--check", ok=(78,))
+        assert "Created" in self.docsum("setup")
+        assert self.docsum("setup", "--check").splitlines() == [
+            "The topics are as they should be.",
+            "The tables are as they should be.",
+        ]
         self.become(Role.OPERATOR)
 
     async def _set_up(self) -> None:
@@ -413,6 +418,32 @@ def test_a_worker_that_may_not_read_any_more_ends_with_78_and_loses_nothing(
     until(lambda: not fleet.remaining(run_id), 60, "all of it has ended")
     assert fleet.counts(run_id) == {"done": 3}
     assert fleet.model.paid_again == {}
+
+
+@LONG
+def test_an_api_whose_producer_is_refused_as_a_whole_ends_and_the_next_one_says_why(
+    secured: Secured,
+) -> None:
+    """It was started while Kafka was away, and its rights are gone: that producer would never work again."""
+    user = secured.user(Role.API)
+    rights = [right for right in secured.rights(Role.API) if right.operation is Operation.WRITE]
+    for right in rights:
+        secured.broker.revoke(user, right)
+    secured.broker.kill()
+    secured.become(Role.API)
+    api = ApiProcess(secured.folder, secured.environment)
+    try:
+        api.start()
+        asyncio.run(secured.broker.start())
+        assert api.ends(60) == 4
+        assert "Kafka's client has given up" in api.said()
+        code, said = secured.ended("api")
+        assert code == 78 and any(names(right, said) for right in rights), said
+    finally:
+        api.kill()
+        for right in rights:
+            secured.broker.grant(user, [right])
+        secured.become(Role.OPERATOR)
 
 
 async def leave_waiting(fleet: Secured, topics: Sequence[str]) -> None:

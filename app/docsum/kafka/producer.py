@@ -98,6 +98,7 @@ class KafkaProducer:
         self._closing = threading.Event()
         self._counts: dict[str, int] = {}  # partitions by topic
         self._fatal: KafkaError | None = None  # why librdkafka has given up for good
+        self._given_up = asyncio.Event()  # the same, in the event loop
         self._reports: deque[Report] = deque()  # from librdkafka's callbacks to the event loop
         self._in_flight: set[asyncio.Future[Coordinates]] = set()
         self._turn = asyncio.Lock()  # waiting records keep their order
@@ -155,6 +156,12 @@ class KafkaProducer:
         while self._in_flight:
             self._progress.clear()
             await self._progress.wait()
+
+    async def given_up(self) -> BrokerUnavailable:
+        """Returns when nothing more can be published, and why; only another producer helps."""
+        await self._given_up.wait()
+        assert self._fatal is not None
+        return BrokerUnavailable(f"Kafka's client has given up: {self._fatal.str()}.")
 
     async def _partition(self, copy: RecordCopy) -> int:
         """The copy's own number, modulo the partitions of a topic that has fewer."""
@@ -243,6 +250,8 @@ class KafkaProducer:
                 topic, error = result
                 future.set_exception(translate(topic, self._fatal or error, self._kafka))
         self._progress.set()
+        if self._fatal is not None:
+            self._given_up.set()
 
 
 def translate(topic: str, error: KafkaError, kafka: Kafka) -> BrokerUnavailable:
