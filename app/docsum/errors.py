@@ -270,7 +270,7 @@ FAILURES: dict[type[DocsumError], Row] = {
         "internal_error",
         _D.RETRY,
         "docsum itself failed on this document.",
-        "Look at the error in `docsum documents show ID`; report it if it repeats.",
+        "Look at the error in `docsum dlq show ID`; report it if it repeats.",
     ),
     ConfigurationError: Row(
         "configuration",
@@ -294,7 +294,7 @@ FAILURES: dict[type[DocsumError], Row] = {
         "store_misconfigured",
         _D.STOP,
         "A table, column or grant is missing in ClickHouse.",
-        "Run `docsum setup store` with a user that may create tables.",
+        "Correct the user or its grants, or run `docsum setup store`, whichever the message says.",
     ),
     RightMissing: Row(
         "right_missing",
@@ -336,7 +336,8 @@ FAILURES: dict[type[DocsumError], Row] = {
         "source_not_allowed",
         _D.DEAD_LETTER,
         "The address is outside what docsum may read.",
-        "Allow it: DOCSUM_FETCH__FILE_ROOTS for folders, __BUCKETS, __HOSTS (and __PRIVATE_HOSTS).",
+        "Allow it: DOCSUM_FETCH__FILE_ROOTS for folders, __BUCKETS, __HOSTS (and __PRIVATE_HOSTS);"
+        " restart the workers, then replay.",
     ),
     SourceTooLarge: Row(
         "too_large",
@@ -456,7 +457,7 @@ FAILURES: dict[type[DocsumError], Row] = {
         "model_rejected",
         _D.DEAD_LETTER,
         "The provider rejects the request for this document.",
-        "Read the provider's message in `docsum documents show ID`.",
+        "Read the provider's message in `docsum dlq show ID`.",
     ),
     ModelAnswerInvalid: Row(
         "invalid_answer",

@@ -2,7 +2,7 @@
 
 `DOCSUM_<GROUP>__<NAME>`, durations as `10s` or `5m`, sizes as `100MB`, lists by comma, `.env` read from the
 working directory, then files of `/run/secrets/docsum` named as the variables; `ANTHROPIC_API_KEY` and
-`ANTHROPIC_BASE_URL` honoured. A misspelt variable is an error.
+`ANTHROPIC_BASE_URL` honoured, also in `.env`. A misspelt variable is an error wherever it stands.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from dotenv import dotenv_values
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 from pydantic_settings import (
     BaseSettings,
@@ -32,6 +33,7 @@ from docsum.topics import Topology, duration_name, parse_duration
 _SIZES = {"": 1, "B": 1, "KB": 1_000, "MB": 1_000_000, "GB": 1_000_000_000, "KIB": 1 << 10, "MIB": 1 << 20}
 _SIZE = re.compile(r"(\d+)\s*([A-Z]*)")
 _SECRETS_DIR = Path("/run/secrets/docsum")
+_DOTENV = ".env"
 
 
 def _duration(value: object) -> object:
@@ -175,7 +177,7 @@ class Retry(_Group):
 
 class Budget(_Group):
     daily_usd: Decimal | None = Field(
-        None, ge=0, description="US dollars for model calls in a day (UTC); empty = no limit"
+        None, ge=0, description="US dollars for model calls in a day (UTC); not set = no limit"
     )
 
 
@@ -238,7 +240,7 @@ class Settings(BaseSettings):
     """Everything that can be set, one group a field."""
 
     model_config = SettingsConfigDict(
-        env_prefix="DOCSUM_", env_nested_delimiter="__", env_file=".env", extra="ignore", frozen=True
+        env_prefix="DOCSUM_", env_nested_delimiter="__", env_file=_DOTENV, extra="ignore", frozen=True
     )
 
     home: Path = Field(Path("~/.docsum"), description="State of the local stack")
@@ -327,7 +329,9 @@ def text_of(value: object) -> str:
 
 
 #: Kubernetes injects these for every Service of the namespace, ours included.
-_INJECTED = re.compile(r"_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT|PORT_\w+)$")
+_INJECTED = re.compile(
+    r"\w+(_SERVICE_HOST|_SERVICE_PORT(_\w+)?|_PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)=.*|\w+_PORT=(tcp|udp|sctp)://.*"
+)
 
 
 def known_variables() -> dict[str, str]:
@@ -346,12 +350,16 @@ def known_variables() -> dict[str, str]:
 def _refuse_unknown(names: Iterable[str]) -> None:
     known = known_variables()
     for name in names:
-        if name.startswith("DOCSUM_") and name not in known and not _INJECTED.search(name):
+        if name.startswith("DOCSUM_") and name not in known and not _is_injected(name):
             import difflib
 
             near = difflib.get_close_matches(name, known, 1)
             meant = f" Did you mean {near[0]}?" if near else " `docsum config show` lists all settings."
             raise ConfigurationError(f"There is no setting {name}.{meant}")
+
+
+def _is_injected(name: str) -> bool:
+    return bool(_INJECTED.fullmatch(f"{name}={os.environ.get(name, '')}"))
 
 
 def _secrets_dir() -> Path | None:
@@ -369,9 +377,18 @@ def secret_files() -> set[str]:
         raise ConfigurationError(f"DOCSUM_SECRETS_DIR cannot be read: {error}.") from error
 
 
+def dotenv() -> dict[str, str]:
+    """What `.env` says, where there is one. Raises ConfigurationError."""
+    try:
+        return {name: value or "" for name, value in dotenv_values(_DOTENV).items()}
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{Path(_DOTENV).absolute()} cannot be read: {error}.") from error
+
+
 def load(**groups: Any) -> Settings:  # Any: what pydantic takes for its fields
     """The settings of this process. Raises ConfigurationError with one sentence for anything wrong."""
-    _refuse_unknown((*os.environ, *secret_files()))
+    given = {**dotenv(), **os.environ}
+    _refuse_unknown((*given, *secret_files()))
     try:
         settings = Settings(_secrets_dir=_secrets_dir(), **groups)
     except ValidationError as error:
@@ -381,9 +398,9 @@ def load(**groups: Any) -> Settings:  # Any: what pydantic takes for its fields
     model = settings.model.model_copy(
         update={
             "api_key": SecretStr(
-                settings.model.api_key.get_secret_value() or os.environ.get("ANTHROPIC_API_KEY", "")
+                settings.model.api_key.get_secret_value() or given.get("ANTHROPIC_API_KEY", "")
             ),
-            "base_url": settings.model.base_url or os.environ.get("ANTHROPIC_BASE_URL", ""),
+            "base_url": settings.model.base_url or given.get("ANTHROPIC_BASE_URL", ""),
         }
     )
     settings = settings.model_copy(update={"model": model, "home": settings.home.expanduser().absolute()})

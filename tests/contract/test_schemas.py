@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+from docsum.cli.doctor import ask_registry
 from docsum.errors import ConfigurationError, RegistryUnavailable
 from docsum.kafka import schemas
 from docsum.kafka.schema_registry import COMPATIBILITY, SchemaRegistry
+from docsum.settings import Kafka, Settings
 from docsum.topics import Topology
 from tests.support.registry import schema_registry
 
@@ -65,3 +67,22 @@ async def test_a_registry_that_refuses_or_is_down_is_told_apart(registry: Any) -
 
 def test_without_results_their_topic_has_no_subject() -> None:
     assert sorted(schemas.subjects(Topology())) == SUBJECTS[:3]
+
+
+async def test_the_doctor_says_what_is_wrong_with_the_registry(registry: Any) -> None:
+    place = registry.url.replace("http://", "http://us:secret@")
+    settings = Settings(kafka=Kafka(schema_registry_url=place))
+    found = await ask_registry(settings)
+    assert found.is_so.startswith("Our schema is not registered under docsum.documents-value.")
+    assert found.remedy == "Run `docsum setup schemas`."
+    async with aclosing(SchemaRegistry(registry.url)) as ours:
+        await schemas.setup(ours, settings.topology())
+    found = await ask_registry(settings)
+    assert (found.is_so, found.remedy) == (
+        f"{place.replace('secret', '********')} has our schemas",
+        "",
+    )
+    registry.failure = (500, {"error_code": 50001, "message": "broken"})
+    found = await ask_registry(settings)
+    assert found.is_so == "The schema registry answers with HTTP 500."
+    assert found.remedy

@@ -177,7 +177,7 @@ def test_probes_ask_for_what_there_is(overlay: str) -> None:
         for probe, path in (
             ("startupProbe", "/livez"),
             ("livenessProbe", "/livez"),
-            ("readinessProbe", "/readyz"),
+            ("readinessProbe", "/livez" if name == "docsum-api" else "/readyz"),
         ):
             assert container[probe]["httpGet"] == {"path": path, "port": port["name"]}
 
@@ -195,7 +195,7 @@ def test_selectors_find_the_pods_that_they_are_for(overlay: str) -> None:
         for constraint in each["spec"]["template"]["spec"]["topologySpreadConstraints"]:
             assert found(constraint["labelSelector"]) == {name}
     for name, each in of_kind(overlay, "Service").items():
-        assert found(each["spec"]["selector"]) == {name}
+        assert found(each["spec"]["selector"]) == {name.removesuffix("-metrics")}
     for name, each in of_kind(overlay, "PodDisruptionBudget").items():
         assert found(each["spec"]["selector"]) == {name}
         assert each["spec"]["maxUnavailable"] == 1

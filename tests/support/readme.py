@@ -47,10 +47,10 @@ def _commands(group: object, prefix: str) -> Iterator[tuple[str, str]]:
     for name, command in group.commands.items():  # type: ignore[attr-defined]  # a group has them
         if command.hidden:
             continue
+        if not hasattr(command, "commands") or command.invoke_without_command:
+            yield f"{prefix}{name}", (command.help or "").strip().split("\n\n")[0].replace("\n", " ")
         if hasattr(command, "commands"):
             yield from _commands(command, f"{prefix}{name} ")
-        else:
-            yield f"{prefix}{name}", (command.help or "").strip().split("\n\n")[0].replace("\n", " ")
 
 
 def settings() -> str:

@@ -168,7 +168,7 @@ def test_the_whole_application_has_every_command() -> None:
         (["setup", "topics", "--print", "helm"], Code.USAGE, "choose kafka or strimzi"),
         (["setup", "store", "--print", "json"], Code.USAGE, "choose sql"),
         (["setup", "--print", "helm"], Code.USAGE, "There is no form 'helm': choose"),
-        (["setup", "--print", "kafka", "topics"], Code.USAGE, "stands behind the command"),
+        (["setup", "--print", "kafka", "topics"], Code.USAGE, "stand behind the command"),
         (["run", "samples", "--by", "07:00"], Code.USAGE, "--by is for --lane batch"),
         (["run", "samples", "--lane", "batch", "--by", "soon"], Code.USAGE, "soon is no time"),
         (["worker", "--lane", "backfill"], Code.USAGE, "There is no worker for the lane 'backfill'"),
@@ -200,6 +200,19 @@ def test_a_misspelt_setting_is_a_wrong_configuration(
     code, _, err = result(capsys, "config", "show")
     assert code == Code.CONFIGURATION
     assert err == "Error: There is no setting DOCSUM_MODEL__TIMEUT. Did you mean DOCSUM_MODEL__TIMEOUT?\n"
+
+
+@pytest.mark.parametrize("name", ["DOCSUM_API_PORT", "DOCSUM_API__PORTS", "DOCSUM_KAFKA__SASL_PORT_1"])
+def test_only_what_kubernetes_injects_may_look_like_a_setting(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("DOCSUM_API_PORT", "tcp://10.0.0.7:8080")  # of a Service docsum-api
+    monkeypatch.setenv("DOCSUM_API_PORT_8080_TCP_ADDR", "10.0.0.7")
+    monkeypatch.setenv("DOCSUM_API_SERVICE_PORT_HTTP", "8080")
+    load()
+    monkeypatch.setenv(name, "8080")
+    with pytest.raises(ConfigurationError, match=f"no setting {name}"):
+        load()
 
 
 def test_debug_shows_the_traceback_wherever_it_stands(capsys: pytest.CaptureFixture[str]) -> None:
@@ -553,15 +566,33 @@ def test_settings_are_shown_with_where_they_come_from_and_secrets_masked(
 ) -> None:
     monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-very-secret")
     monkeypatch.setenv("DOCSUM_RETRY__DELAYS", "1s,2m")
+    monkeypatch.setenv("DOCSUM_KAFKA__SCHEMA_REGISTRY_URL", "https://us:also-secret@registry:8081/a@b")
     (tmp_path / ".env").write_text("DOCSUM_SUMMARY__WORDS=99\n")
     found = {setting.name: (setting.value, setting.origin) for setting in described(load())}
     assert found["DOCSUM_MODEL__API_KEY"] == ("********", "ANTHROPIC_API_KEY")
     assert found["DOCSUM_RETRY__DELAYS"] == ("1s,2m", "environment")
+    address = "https://us:********@registry:8081/a@b"
+    assert found["DOCSUM_KAFKA__SCHEMA_REGISTRY_URL"] == (address, "environment")
     assert found["DOCSUM_SUMMARY__WORDS"] == ("99", ".env")
     assert found["DOCSUM_MODEL__TIMEOUT"] == ("2m", "default")
     code, out, err = result(capsys, "config", "show", "--json")
     assert code == Code.OK
-    assert "sk-very-secret" not in out + err
+    assert "very-secret" not in out + err
+    assert "also-secret" not in out + err
+
+
+def test_the_key_and_misspelt_settings_are_found_in_a_dotenv_too(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("ANTHROPIC_API_KEY=sk-of-the-file\nOTHERS=1\n")
+    settings = load()
+    assert settings.model.api_key.get_secret_value() == "sk-of-the-file"
+    found = {setting.name: setting for setting in described(settings)}
+    assert found["DOCSUM_MODEL__API_KEY"].origin == "ANTHROPIC_API_KEY"
+    (tmp_path / ".env").write_text("DOCSUM_MODEL__NAM=x\n")
+    with pytest.raises(ConfigurationError, match="no setting DOCSUM_MODEL__NAM"):
+        load()
+    (tmp_path / ".env").write_bytes(b"DOCSUM_MODEL__NAME=\xff\n")
+    with pytest.raises(ConfigurationError, match="cannot be read"):
+        load()
 
 
 @pytest.fixture

@@ -170,7 +170,7 @@ def test_parquet_without_its_package_is_told_before_anything_is_read(
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     code, out, err = result(capsys, "export", "-o", "out.parquet")
     assert (code, out) == (Code.CONFIGURATION, "")
-    assert err == "Error: Parquet needs one more package: `pip install 'docsum[parquet]'`.\n"
+    assert err == "Error: Parquet needs one more package: `pip install '.[parquet]'` in the checkout.\n"
     assert list(tmp_path.iterdir()) == []
 
 

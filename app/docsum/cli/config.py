@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from docsum.settings import Settings
 
 _MASK = "********"
+_PASSWORD = re.compile(r"(://[^/\s:@]*:)[^/\s]*@")  # of `http://user:password@host`
 #: Names of others that are honoured where ours is not set.
 _ALIASES = {
     "DOCSUM_MODEL__API_KEY": "ANTHROPIC_API_KEY",
@@ -73,26 +75,20 @@ def show(
 
 def described(settings: Settings) -> Iterator[Setting]:
     """All settings, in the order of the groups."""
-    from dotenv import dotenv_values
+    from docsum.settings import dotenv, known_variables, secret_files
 
-    from docsum.settings import known_variables, secret_files
-
-    environment = {name.upper() for name in os.environ}
-    dotenv = {name.upper() for name in dotenv_values(".env")}
-    files = secret_files()
+    places = {"environment": os.environ, ".env": dotenv(), "file": secret_files()}
+    named = {place: {name.upper() for name in names} for place, names in places.items()}
     for name in known_variables():
-        yield Setting(name, _value(settings, name), _origin(name, environment, dotenv, files))
+        yield Setting(name, _value(settings, name), _origin(name, named))
 
 
-def _origin(name: str, environment: set[str], dotenv: set[str], files: set[str]) -> str:
-    if name in environment:
-        return "environment"
-    if name in dotenv:
-        return ".env"
-    if name in files:
-        return "file"
-    alias = _ALIASES.get(name)
-    return alias if alias in environment else "default"
+def _origin(name: str, named: Mapping[str, set[str]]) -> str:
+    for place, names in named.items():
+        if name in names:
+            return place
+    alias = _ALIASES.get(name, "")
+    return next((alias for place in ("environment", ".env") if alias in named[place]), "default")
 
 
 def _value(settings: Settings, name: str) -> str:
@@ -103,4 +99,11 @@ def _value(settings: Settings, name: str) -> str:
     value: object = settings
     for part in name.removeprefix("DOCSUM_").lower().split("__"):
         value = getattr(value, part)
-    return (_MASK if value.get_secret_value() else "") if isinstance(value, SecretStr) else text_of(value)
+    if isinstance(value, SecretStr):
+        return _MASK if value.get_secret_value() else ""
+    return without_password(text_of(value))
+
+
+def without_password(value: str) -> str:
+    """An address with its password masked; anything else as it is."""
+    return _PASSWORD.sub(rf"\1{_MASK}@", value)

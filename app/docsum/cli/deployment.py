@@ -45,7 +45,8 @@ def reached() -> Settings:
     attached = attach(settings)
     if attached is None:
         raise NothingRuns(
-            f"No docsum runs in {settings.home}: start it with `docsum up -d`, or `docsum run FOLDER`."
+            f"No docsum runs in {settings.home}: start it with `docsum up -d`, or `docsum run FOLDER`. "
+            "To reach another deployment set DOCSUM_KAFKA__BOOTSTRAP_SERVERS and DOCSUM_CLICKHOUSE__URL."
         )
     return attached
 

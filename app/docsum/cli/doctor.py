@@ -102,6 +102,8 @@ async def examine() -> AsyncIterator[Finding]:
     if reachable is not None:
         async for finding in _kafka(reachable):
             yield finding
+        if reachable.kafka.schema_registry_url:
+            yield await ask_registry(reachable)
         yield await _store(reachable)
         yield await _workers(reachable)
     yield await _model(settings)
@@ -127,7 +129,7 @@ def _disk(home: Path) -> Finding:
 def _local(settings: Settings) -> list[Finding]:
     missing = [name for module, name in _LOCAL_PARTS.items() if find_spec(module) is None]
     if missing:
-        remedy = "Install them: pip install 'docsum[local]'."
+        remedy = "Install them: `pip install '.[local]'` in the checkout."
         return [Finding("local stack", f"{', '.join(missing)} not installed", remedy)]
     return [_jars(), _ports(), *_processes(settings)]
 
@@ -234,18 +236,42 @@ def _rights(settings: Settings, lacking: Mapping[Role, list[str]]) -> Finding:
     )
 
 
+async def ask_registry(settings: Settings) -> Finding:
+    """Whether it answers and has our schemas."""
+    from contextlib import aclosing
+
+    from docsum.cli.config import without_password
+    from docsum.errors import row_of
+    from docsum.kafka import schemas
+    from docsum.kafka.schema_registry import SchemaRegistry
+
+    url = settings.kafka.schema_registry_url
+    what, place = "schema registry", without_password(url)
+    try:
+        async with asyncio.timeout(2 * _PATIENCE.total_seconds()), aclosing(SchemaRegistry(url)) as registry:
+            wrong = await schemas.check(registry, settings.topology())
+    except TimeoutError:
+        return Finding(what, f"{place} does not answer", "Check DOCSUM_KAFKA__SCHEMA_REGISTRY_URL.")
+    except DocsumError as error:
+        return Finding(what, str(error), row_of(error).hint)
+    if wrong:
+        return Finding(what, " ".join(wrong), "Run `docsum setup schemas`.")
+    return Finding(what, f"{place} has our schemas")
+
+
 async def _store(settings: Settings) -> Finding:
     from docsum.bootstrap import open_store
     from docsum.errors import row_of
 
     try:
-        async with asyncio.timeout(2 * _PATIENCE.total_seconds()), open_store(settings) as store:
-            await store.check()
+        async with asyncio.timeout(2 * _PATIENCE.total_seconds()), open_store(settings):
+            pass  # it has been checked
     except TimeoutError:
         return Finding("ClickHouse", f"{settings.clickhouse.url} does not answer", "Check the server.")
     except DocsumError as error:
         return Finding("ClickHouse", str(error), row_of(error).hint)
-    return Finding("tables", "as they should be")
+    url, user = settings.clickhouse.url, settings.clickhouse.user
+    return Finding("ClickHouse", f"{url} answers the user {user}; its tables are as they should be")
 
 
 async def _workers(settings: Settings) -> Finding:
@@ -269,7 +295,7 @@ async def _model(settings: Settings) -> Finding:
         base_url = settings.model.base_url or "https://api.anthropic.com"
         return await ask_model(base_url, key, settings.model.name)
     if settings.explicit:
-        return Finding("model", "no key here; the workers need one", "Set ANTHROPIC_API_KEY for the workers.")
+        return Finding("model", "not asked, for there is no key here; the workers need one")
     return Finding("model", f"no ANTHROPIC_API_KEY: the local model ({LOCAL_MODEL}) makes extracts")
 
 

