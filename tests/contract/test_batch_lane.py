@@ -17,7 +17,7 @@ import anthropic
 import pytest
 
 from docsum import settings
-from docsum.errors import ModelAccountBlocked, ModelRefused, ModelRejectedDocument
+from docsum.errors import ModelAccountBlocked, ModelRefused, ModelRejectedDocument, StoreUnavailable
 from docsum.local.extractive import ExtractiveModel
 from docsum.local.model_latency import Latency
 from docsum.local.model_server import Options, serving
@@ -57,15 +57,22 @@ LIMITS = settings.Batch(
 
 
 class Store(MemoryStore):
-    """Tells of an intent that it has written down."""
+    """Tells of an intent that it has written down; may be away once."""
 
     def __init__(self) -> None:
         super().__init__()
         self.on_intent: Callable[[], None] = lambda: None
+        self.away_for: BatchState | None = None  # when a batch is to be saved in this state
 
     async def add_batch(self, batch: Batch, items: Sequence[BatchItem]) -> None:
         await super().add_batch(batch, items)
         self.on_intent()
+
+    async def save_batch(self, batch: Batch) -> None:
+        if batch.state is self.away_for:
+            self.away_for = None
+            raise StoreUnavailable
+        await super().save_batch(batch)
 
 
 @dataclass
@@ -335,6 +342,77 @@ async def test_an_intent_that_has_grown_old_is_not_sent(start: Start) -> None:
     assert await bench.billed() == await bench.batches() == 1
 
 
+@pytest.mark.parametrize("frozen", [False, True])
+async def test_an_intent_of_which_the_store_does_not_say_that_it_knows_is_not_sent(
+    start: Start, frozen: bool
+) -> None:
+    """It may be there all the same: it is given up in the store before anybody asks again."""
+    bench = await start()
+    worker = bench.worker()
+
+    def fail() -> None:
+        bench.store.on_intent = lambda: None
+        if not frozen:
+            raise StoreUnavailable
+        worker.slept += 60
+        bench.store.away_for = BatchState.ABANDONED
+
+    bench.store.on_intent = fail
+    waiting = worker.start(1, 2)
+    await eventually(lambda: bench.states == ["abandoned", "submitted"])
+    await bench.pass_time()
+    async with asyncio.timeout(10):
+        await asyncio.gather(*waiting)
+    assert await bench.billed() == 2
+    assert await bench.batches() == 1
+
+
+async def test_an_intent_that_shows_late_is_given_up_alone(start: Start) -> None:
+    """Its requests are on their way in another batch by then, which goes on."""
+    bench = await start()
+    waiting = bench.worker().start(1, 2)
+    await submitted(bench)
+    (batch,) = bench.store.batch_rows.values()
+    late = "0123456789ab"
+    items = [
+        replace(item, intent=late, custom_id=custom_id(late, item.fingerprint))
+        for item in bench.store.batch_items.values()
+    ]
+    await bench.store.add_batch(
+        replace(batch, intent=late, state=BatchState.SUBMITTING, provider_id=""), items
+    )
+    await eventually(lambda: bench.states == ["abandoned", "submitted"])
+    await bench.pass_time()
+    async with asyncio.timeout(10):
+        await asyncio.gather(*waiting)
+    assert await bench.billed() == 2
+    assert await bench.batches() == 1
+
+
+@pytest.mark.parametrize("ended", [False, True])
+async def test_what_a_batch_that_shows_late_has_bought_is_not_sent_again(start: Start, ended: bool) -> None:
+    bench = await start()
+    worker = bench.worker(limits=LIMITS.model_copy(update={"quiet": timedelta(hours=1)}))
+    waiting = worker.start(1, 2)
+    await eventually(lambda: worker.set_aside == 2)
+    former = bench.worker()
+    former.start(1, 2)
+    await submitted(bench)
+    former.kill()
+    await eventually(lambda: str(worker.lane).startswith("1 batches open"))
+    if ended:
+        await bench.pass_time()
+        await asyncio.gather(*waiting)
+    waiting += worker.start(3, 4)  # with the first two as many as a batch takes: they are sent at once
+    await eventually(lambda: len(bench.store.batch_rows) == 2)
+    assert [batch.size for batch in bench.store.batch_rows.values()] == [2, 2]
+    await submitted(bench, 1 if ended else 2)
+    await bench.pass_time()
+    async with asyncio.timeout(10):
+        await asyncio.gather(*waiting)
+    assert await bench.billed() == 4
+
+
 @pytest.mark.parametrize("ended", [False, True])
 async def test_killed_after_the_request_left(start: Start, ended: bool) -> None:
     bench = await start("0" if ended else "3600")
@@ -470,6 +548,35 @@ async def test_what_a_worker_frozen_in_the_send_buys_again_is_in_the_ledger(star
     frozen.thaw.set()
     await eventually(lambda: bench.states == ["applied", "applied"])
     assert await bench.billed() == len(bench.answers) == 6
+
+
+async def test_what_a_late_batch_does_not_answer_another_still_brings(start: Start) -> None:
+    """As above, but somebody cancels the late one at the provider."""
+    bench = await start()
+    honest, frozen = bench.client, FrozenClient(bench.client)
+    bench.client = frozen  # type: ignore[assignment]  # stands in for it
+    first = bench.worker()
+    bench.client = honest
+    revoked = first.start(*range(3))
+    await frozen.reached.wait()
+    second = bench.worker()
+    waiting = second.start(*range(3))
+    await submitted(bench)
+    assert bench.states == ["abandoned", "submitted"]
+
+    first.owned = frozenset()
+    for delivery in revoked:
+        delivery.cancel()
+    frozen.thaw.set()
+    await submitted(bench, 2)
+    late = min(bench.store.batch_rows.values(), key=lambda batch: batch.created_at)
+    await bench.client.messages.batches.cancel(late.provider_id)
+    await eventually(lambda: bench.states == ["applied", "submitted"])
+    await bench.pass_time()
+    async with asyncio.timeout(10):
+        await asyncio.gather(*waiting)
+    assert await bench.billed() == 3
+    assert await bench.batches() == 2
 
 
 # -- what becomes of single items ----------------------------------------------------------------------------

@@ -104,6 +104,7 @@ class _Order:
     cost: Decimal  # US dollars, estimated
     answered: asyncio.Future[None]
     documents: set[tuple[str, int]] = field(default_factory=set)  # id and version
+    places: int = 0  # spools and open batches that it is in
 
 
 @dataclass(slots=True)
@@ -124,6 +125,7 @@ class _Open:
 
     batch: Batch
     orders: dict[str, _Order]  # by custom id
+    sent: bool = True  # perhaps; False: certainly not
     look_at: float = 0.0  # by the monotonic clock: not earlier
     readings: int = 0
     strangers: set[str] = field(default_factory=set)  # batches that look like it and are not
@@ -237,6 +239,7 @@ class BatchLane:
         spool.grown = self._clock.monotonic()
         spool.file.write(line)
         spool.orders.append(order)
+        order.places += 1
         spool.runs.add(order.item.run_id)
         spool.bytes += len(line)
 
@@ -296,7 +299,7 @@ class BatchLane:
             for item in items:
                 order = orders[item.custom_id] = self._orders.get(item.fingerprint) or self._note(item)
                 self._is_waited_for(order, item)
-            self._open[batch.intent] = _Open(batch, orders)
+            self._keep_open(_Open(batch, orders))
         self._adopted |= fresh
         self._adopt_at = now + self._limits.doubt.total_seconds()
         if fresh and self._open:
@@ -305,13 +308,30 @@ class BatchLane:
     def _let_go(self, partition: int) -> None:
         if spool := self._spools.pop(partition, None):
             spool.file.close()
-            self._forget(spool.orders)
+            self._leave(spool.orders)
         for each in [each for each in self._open.values() if each.batch.partition == partition]:
-            del self._open[each.batch.intent]
-            self._forget(each.orders.values())
+            self._close(each)
+
+    def _keep_open(self, each: _Open) -> None:
+        self._open[each.batch.intent] = each
+        for order in each.orders.values():
+            order.places += 1
+
+    def _close(self, each: _Open) -> None:
+        del self._open[each.batch.intent]
+        self._leave(each.orders.values())
+
+    def _leave(self, orders: Collection[_Order]) -> None:
+        """Their spool or batch is over: those that are in no other one are asked again.
+
+        An intent that shows late, when its requests were collected again, has the same orders as another.
+        """
+        for order in orders:
+            order.places -= 1
+        self._forget(order for order in orders if not order.places)
 
     def _forget(self, orders: Iterable[_Order]) -> None:
-        """They are answered, or somebody else's: whoever waits asks again."""
+        """They are answered, or nobody will: whoever waits asks again."""
         for order in orders:
             name = order.item.fingerprint
             if self._orders.get(name) is not order:
@@ -345,12 +365,16 @@ class BatchLane:
             }
             spool.file.seek(0)
             lines = zip(spool.orders, spool.file, strict=True)
-            bought = ((order, line) for order, line in lines if wanted[order.item.run_id])
+            bought = (
+                (order, line)
+                for order, line in lines
+                if wanted[order.item.run_id] and order.places == 1 and not order.answered.done()
+            )
             for part in _parts(bought, self._limits.max_requests):
                 await self._buy(partition, part)
         finally:
             spool.file.close()
-            self._forget([order for order in spool.orders if order.item.intent not in self._open])
+            self._leave(spool.orders)
 
     async def _buy(self, partition: int, part: Sequence[tuple[_Order, bytes]]) -> None:
         now, intent = self._clock.now(), secrets.token_hex(6)
@@ -358,14 +382,15 @@ class BatchLane:
         for order, _ in part:
             name = custom_id(intent, order.item.fingerprint)
             order.item = replace(order.item, intent=intent, custom_id=name)
-        each = _Open(batch, {order.item.custom_id: order for order, _ in part})
+        each = _Open(batch, {order.item.custom_id: order for order, _ in part}, sent=False)
+        self._keep_open(each)  # from here on: the store may know of it although it does not say so
         begun = self._boot_time()
         await self._store.add_batch(batch, [order.item for order, _ in part])
         if partition not in self._owned() or self._boot_time() - begun > _FRESH:
             await self._give_back(each, BatchState.ABANDONED, "another worker may have its partition by now")
             return
-        self._open[intent] = each
         async with self._sending:
+            each.sent = True
             await self._send(each, part)
 
     async def _send(self, each: _Open, part: Sequence[tuple[_Order, bytes]]) -> None:
@@ -412,10 +437,9 @@ class BatchLane:
         )
 
     async def _give_back(self, each: _Open, state: BatchState, detail: str) -> None:
-        """It does not exist: its items are asked again by their deliveries."""
+        """It does not exist: its items are asked again by their deliveries, once the store knows that."""
         each.batch = await self._saved(each.batch, state, detail=detail)
-        self._open.pop(each.batch.intent, None)
-        self._forget(each.orders.values())
+        self._close(each)
         log.warning("batch not made", action="batch", batch=each.batch.intent, state=state, message=detail)
 
     async def _saved(self, batch: Batch, state: BatchState, **changes: Any) -> Batch:
@@ -460,6 +484,9 @@ class BatchLane:
 
     async def _resolve(self, each: _Open) -> None:
         """Was it created? Among the provider's batches of that time, one whose first result is ours."""
+        if not each.sent:
+            await self._give_back(each, BatchState.ABANDONED, "the store did not confirm it: it was not sent")
+            return
         began = each.batch.created_at
         known = await self._store.provider_batches(began - _CLOCKS_DIFFER)
         if name := next((name for name, intent in known.items() if intent == each.batch.intent), None):
@@ -530,11 +557,11 @@ class BatchLane:
             missing=len(missing),
             cost=cost,
         )
-        succeeded = (order for name, order in each.orders.items() if ends.get(name) == "succeeded")
+        succeeded = [order for name, order in each.orders.items() if ends.get(name) == "succeeded"]
         for model in {order.item.model for order in succeeded}:
             self._answered(model)
-        del self._open[each.batch.intent]
-        self._forget(each.orders.values())
+        self._forget(succeeded)
+        self._close(each)
         log.info("batch applied", action="batch", batch=each.batch.intent, missing=len(missing), **counts)
 
     async def _results(self, provider_id: str) -> AsyncIterator[Mapping[str, Json]]:
