@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import resource
+import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -297,6 +299,48 @@ async def test_a_long_document_is_read_in_one_batch_and_summarised_in_the_next(s
     sizes = [each.size for each in sorted(bench.store.batch_rows.values(), key=lambda b: b.created_at)]
     assert sizes[0] == summary.chunks
     assert sizes[-1] == 1
+
+
+async def test_what_cannot_be_collected_is_told_and_ordered_anew(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = await start("0")
+    worker = bench.worker()
+    with monkeypatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", str(tmp_path / "not there"))
+        with pytest.raises(FileNotFoundError):
+            await worker.summarise(1)
+    assert worker.lane.committed(None) == 0
+    async with asyncio.timeout(10):
+        await worker.summarise(1)
+    assert await bench.billed() == 1
+
+
+@contextlib.contextmanager
+def files_end_at(size: int) -> Iterator[None]:
+    """As a full disk does it: what still fits is written, of the rest nothing."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+async def test_what_a_full_disk_cuts_spoils_nothing_else(start: Start) -> None:
+    bench = await start("0")
+    worker = bench.worker(limits=LIMITS.model_copy(update={"max_requests": 2, "quiet": timedelta(hours=1)}))
+    waiting = worker.start(1)
+    await eventually(lambda: worker.set_aside == 1)
+    committed = worker.lane.committed(None)
+    with files_end_at(64_000), pytest.raises(OSError, match="No space left"):
+        await worker.summarise(2, text="The harbour was dredged in May. " * 4_000)
+    assert worker.lane.committed(None) == committed
+    waiting += worker.start(3)  # as many as a batch takes: they are sent at once
+    async with asyncio.timeout(10):
+        await asyncio.gather(*waiting)
+    assert bench.states == ["applied"]
+    assert await bench.billed() == 2
 
 
 # -- killed at each step -------------------------------------------------------------------------------------

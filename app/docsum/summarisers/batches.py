@@ -18,8 +18,11 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import errno
 import hashlib
+import io
 import json
+import os
 import secrets
 import tempfile
 import time
@@ -38,7 +41,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
-from typing import Any, BinaryIO, Protocol
+from typing import Any, Protocol
 from uuid import UUID
 
 import anthropic
@@ -113,7 +116,7 @@ class _Spool:
 
     begun: float  # by the monotonic clock, as the next one
     grown: float
-    file: BinaryIO
+    file: io.FileIO
     orders: list[_Order] = field(default_factory=list)
     runs: set[UUID | None] = field(default_factory=set)
     bytes: int = 0
@@ -210,13 +213,17 @@ class BatchLane:
     def order(self, partition: int, item: BatchItem, params: Json) -> Later:
         """A request for the next batch of the partition, or the one that is on its way with the same text.
 
-        Raises what the provider said of this item before.
+        Raises what the provider said of this item before, and OSError where it cannot be collected.
         """
         if failure := self._failures.pop(item.fingerprint, None):
             raise failure
         if (order := self._orders.get(item.fingerprint)) is None:
             order = self._note(item)
-            self._collect(partition, order, params)
+            try:
+                self._collect(partition, order, params)
+            except OSError:
+                self._forget([order])
+                raise
         self._is_waited_for(order, item)
         return Later([order.answered])
 
@@ -233,11 +240,14 @@ class BatchLane:
         line = json.dumps(params).encode() + b"\n"
         spool = self._spools.get(partition)
         if spool is None:
-            file = tempfile.TemporaryFile(prefix="docsum-batch-")  # noqa: SIM115 - closed when it was sent
+            # It is closed when it was sent.
+            file = tempfile.TemporaryFile(prefix="docsum-batch-", buffering=0)  # noqa: SIM115
             now = self._clock.monotonic()
             spool = self._spools[partition] = _Spool(now, now, file)
+        spool.file.seek(spool.bytes)  # a full disk may have cut the line that was to be here
+        if spool.file.write(line) < len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         spool.grown = self._clock.monotonic()
-        spool.file.write(line)
         spool.orders.append(order)
         order.places += 1
         spool.runs.add(order.item.run_id)
@@ -364,7 +374,8 @@ class BatchLane:
                 run_id: await self._wanted(run_id) and not await self.is_late(run_id) for run_id in spool.runs
             }
             spool.file.seek(0)
-            lines = zip(spool.orders, spool.file, strict=True)
+            # Not strict: a full disk may have left a part of a line at the end.
+            lines = zip(spool.orders, io.BufferedReader(spool.file), strict=False)
             bought = (
                 (order, line)
                 for order, line in lines
