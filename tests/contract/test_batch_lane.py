@@ -16,10 +16,18 @@ from uuid import UUID
 
 import aiohttp
 import anthropic
+import httpx2
 import pytest
 
 from docsum import settings
-from docsum.errors import ModelAccountBlocked, ModelRefused, ModelRejectedDocument, StoreUnavailable
+from docsum.errors import (
+    DocsumError,
+    ModelAccountBlocked,
+    ModelRefused,
+    ModelRejectedDocument,
+    StoreMisconfigured,
+    StoreUnavailable,
+)
 from docsum.local.extractive import ExtractiveModel
 from docsum.local.model_latency import Latency
 from docsum.local.model_server import Options, serving
@@ -386,18 +394,21 @@ async def test_an_intent_that_has_grown_old_is_not_sent(start: Start) -> None:
     assert await bench.billed() == await bench.batches() == 1
 
 
-@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("error", [StoreUnavailable(), StoreMisconfigured(), None])
 async def test_an_intent_of_which_the_store_does_not_say_that_it_knows_is_not_sent(
-    start: Start, frozen: bool
+    start: Start, error: DocsumError | None
 ) -> None:
-    """It may be there all the same: it is given up in the store before anybody asks again."""
+    """It may be there all the same: it is given up in the store before anybody asks again.
+
+    Without an error its worker is frozen, and then the store is away.
+    """
     bench = await start()
     worker = bench.worker()
 
     def fail() -> None:
         bench.store.on_intent = lambda: None
-        if not frozen:
-            raise StoreUnavailable
+        if error:
+            raise error
         worker.slept += 60
         bench.store.away_for = BatchState.ABANDONED
 
@@ -508,6 +519,55 @@ async def test_results_that_break_off_are_read_again(start: Start) -> None:
     worker = bench.worker()
     await asyncio.gather(*worker.start(*range(4)))
     assert await bench.billed() == len(bench.answers) == 4
+
+
+class GarblingClient:
+    """A client that is told of one batch what nobody can read."""
+
+    def __init__(self, client: anthropic.AsyncAnthropic, garble: Callable[[bytes], bytes]) -> None:
+        self._client = client
+        self._garble = garble
+        self.batch = ""  # the provider's id of it
+
+    async def get(self, path: str, **named: Any) -> Any:
+        response = await self._client.get(path, **named)
+        if self.batch and self.batch in path:
+            return httpx2.Response(200, content=self._garble(response.content))
+        return response
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+
+@pytest.mark.parametrize(
+    "garble",
+    [
+        lambda line: line[:-9],
+        lambda line: b"[]\n",
+        lambda line: line.replace(b'"custom_id"', b'"name"'),
+        lambda line: line.replace(b'"usage"', b'"use"'),
+    ],
+)
+async def test_results_that_cannot_be_read_are_told_and_keep_no_other_batch(
+    start: Start, garble: Callable[[bytes], bytes]
+) -> None:
+    bench = await start()
+    garbling = GarblingClient(bench.client, garble)
+    bench.client = garbling  # type: ignore[assignment]  # stands in for it
+    worker = bench.worker(0, 1)
+    (bad,) = worker.start(1)
+    await submitted(bench)
+    (garbling.batch,) = [batch.provider_id for batch in bench.store.batch_rows.values()]
+    (good,) = worker.start(2, partition=1)
+    await submitted(bench, 2)
+    await bench.pass_time()
+    async with asyncio.timeout(10):
+        await good
+        await eventually(lambda: f"{garbling.batch} cannot be read" in str(worker.lane))
+        assert not bad.done()
+        garbling.batch = ""
+        await bad
+    assert await bench.billed() == await bench.batches() == 2
 
 
 async def test_dead_for_26_hours_everything_is_found(start: Start) -> None:

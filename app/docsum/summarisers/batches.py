@@ -49,7 +49,7 @@ import httpx2
 import structlog
 
 from docsum import settings
-from docsum.errors import DocsumError, ModelFaltered, StoreError, TooLong
+from docsum.errors import ConfigurationError, DocsumError, ModelFaltered, StoreError, TooLong
 from docsum.models import (
     Answer,
     Batch,
@@ -77,6 +77,8 @@ _DURABLE_AT_ONCE = 100  # answers
 _READINGS = 3  # of results that lack some of the items
 _LOOK_AGAIN = 1.0  # seconds
 _WAIT = timedelta(seconds=10)  # after a refusal that does not say how long
+#: What comes of an answer that is none of the API's.
+_MALFORMED = (ValueError, LookupError, TypeError, AttributeError)
 
 Json = Any
 
@@ -178,6 +180,7 @@ class BatchLane:
         self._rest_until = 0.0
         self._sending = asyncio.Lock()
         self._hold = ""  # why nothing is sent at the moment, one sentence
+        self._store_trouble = ""  # as that
 
     def __str__(self) -> str:
         """What a person wants to know: what is collected, what is open, what is wrong."""
@@ -188,6 +191,7 @@ class BatchLane:
             f"{len(self._open)} batches open with {waiting} requests",
             f"{collected} collected",
             f"{doubtful} in doubt" if doubtful else "",
+            self._store_trouble,
             self._hold,
         )
         return ", ".join(filter(None, parts))
@@ -271,10 +275,14 @@ class BatchLane:
         """For ever; to be cancelled."""
         try:
             while True:
+                trouble = ""
                 try:
                     await self._turn()
-                except StoreError as error:
-                    self._hold = str(error)
+                except (StoreError, ConfigurationError) as error:
+                    trouble = str(error)
+                    if trouble != self._store_trouble:
+                        log.warning("the batch lane holds", action="batch", message=trouble)
+                self._store_trouble = trouble
                 await self._clock.sleep(min(_LOOK_AGAIN, self._limits.poll.total_seconds()))
         finally:
             for spool in self._spools.values():
@@ -414,7 +422,7 @@ class BatchLane:
                     options={"headers": {"Content-Type": "application/json"}},
                 )
             created = str(json.loads(response.content)["id"])
-        except (anthropic.AnthropicError, httpx2.HTTPError, TimeoutError, ValueError, LookupError) as error:
+        except (anthropic.AnthropicError, httpx2.HTTPError, TimeoutError, *_MALFORMED) as error:
             await self._not_created(each, error)
             return
         await self._submitted(each, created)
@@ -483,6 +491,20 @@ class BatchLane:
             self._hold = str(translate(error)) if isinstance(error, anthropic.AnthropicError) else str(error)
             log.warning(
                 "could not look at a batch", action="batch", batch=each.batch.intent, error=repr(error)
+            )
+        except _MALFORMED as error:
+            # Neither applied nor asked again: what cannot be read was paid for.
+            name = each.batch.provider_id or each.batch.intent
+            self._hold = (
+                f"the provider's answer about {name} cannot be read: its requests wait and are not "
+                "bought again; report it, and update docsum"
+            )
+            log.error(  # noqa: TRY400 - a stack may show the answer
+                "an answer about a batch cannot be read",
+                action="batch",
+                batch=each.batch.intent,
+                error=repr(error),
+                message=self._hold,
             )
 
     async def _is_cancelled(self, each: _Open) -> bool:
