@@ -121,30 +121,52 @@ class Summariser(Protocol):
         """US dollars, estimated, of what was ordered and is not answered yet; None: for everything."""
 
 
-class SummaryStore(Protocol):
-    """The tables. A write returns when its rows are durable; look-ups of many callers share a query."""
+class Ledger(Protocol):
+    """What was paid for."""
 
     @property
     def unavailable_since(self) -> datetime | None:
         """Since when nothing can be stored; None while all is well."""
+
+    async def answers(self, fingerprint: str) -> Sequence[Answer]:
+        """Every paid answer with this fingerprint, oldest first."""
+
+    def keep(self, answer: Answer) -> None:
+        """Hand over a paid answer without waiting: it is durable no later than any write that follows."""
+
+
+class BatchStore(Protocol):
+    """What the batch lane asks of the tables."""
+
+    async def add_batch(self, batch: Batch, items: Sequence[BatchItem]) -> None:
+        """Write down what is about to be bought: the items, then the batch."""
+
+    async def save_batch(self, batch: Batch) -> None:
+        """Upsert; a later state always shows over an earlier one."""
+
+    async def open_batches(
+        self, partitions: Collection[int], known: Collection[str] = ()
+    ) -> Sequence[tuple[Batch, Sequence[BatchItem]]]:
+        """Those of these partitions that are not done with, oldest first, without the known intents."""
+
+    async def provider_batches(self, since: datetime) -> Mapping[str, str]:
+        """The provider's ids of the batches that were begun since then, and our ids of them."""
+
+    async def run(self, run_id: UUID) -> Run | None:
+        """What was asked, None for an unknown run."""
+
+    async def write(self, rows: Rows) -> None:
+        """Returns when durable, in the order of `Rows`; waits while the store is down. Raises RowRefused."""
+
+
+class SummaryStore(Ledger, BatchStore, Protocol):
+    """The tables. A write returns when its rows are durable; look-ups of many callers share a query."""
 
     async def known(self, document_id: str) -> Known | None:
         """The newest stored version of a document, tombstones included."""
 
     async def summary(self, document_id: str) -> SummaryRow | None:
         """The newest stored summary, None when there is none or it was deleted."""
-
-    async def answers(self, fingerprint: str) -> Sequence[Answer]:
-        """Every paid answer with this fingerprint, oldest first."""
-
-    async def write(self, rows: Rows) -> None:
-        """Returns when durable, in the order of `Rows`; waits while the store is down. Raises RowRefused."""
-
-    def keep(self, answer: Answer) -> None:
-        """Hand over a paid answer without waiting: it is durable no later than any write that follows."""
-
-    async def run(self, run_id: UUID) -> Run | None:
-        """What was asked, None for an unknown run."""
 
     async def save_run(self, run: Run) -> None:
         """Upsert, newest `updated_at` wins."""
@@ -216,20 +238,6 @@ class SummaryStore(Protocol):
 
     async def workers(self) -> Sequence[WorkerStatus]:
         """The newest heartbeat of every worker."""
-
-    async def add_batch(self, batch: Batch, items: Sequence[BatchItem]) -> None:
-        """Write down what is about to be bought: the items, then the batch."""
-
-    async def save_batch(self, batch: Batch) -> None:
-        """Upsert; a later state always shows over an earlier one."""
-
-    async def open_batches(
-        self, partitions: Collection[int], known: Collection[str] = ()
-    ) -> Sequence[tuple[Batch, Sequence[BatchItem]]]:
-        """Those of these partitions that are not done with, oldest first, without the known intents."""
-
-    async def provider_batches(self, since: datetime) -> Mapping[str, str]:
-        """The provider's ids of the batches that were begun since then, and our ids of them."""
 
     async def batches(self, run_id: UUID | None = None, limit: int = 50) -> Sequence[Batch]:
         """The newest first; those with a request of that run."""

@@ -17,11 +17,10 @@ import secrets
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 from decimal import Decimal
 from functools import lru_cache, partial
 from ipaddress import ip_address
-from typing import Protocol
 from urllib.parse import urlsplit
 from uuid import UUID, uuid4
 
@@ -41,7 +40,7 @@ from docsum.errors import (
     row_of,
 )
 from docsum.models import Answer, DocumentReference, ExtractedText, Lane, Recipe, Summary, Usage
-from docsum.ports import Clock, Later
+from docsum.ports import Clock, Later, Ledger
 from docsum.summarisers import chunking, prompt, quality
 from docsum.summarisers.chunking import Gaps, Plan
 from docsum.summarisers.gate import CallGate
@@ -122,17 +121,6 @@ class _Node:
     number: int  # `Answer.chunk`
     parts: tuple[int, ...]  # the numbers of the parts that the notes tell of
     render: Callable[[str], Request]  # of the random boundary
-
-
-class Ledger(Protocol):
-    """The part of `SummaryStore` that knows what was paid for."""
-
-    @property
-    def unavailable_since(self) -> datetime | None: ...
-
-    async def answers(self, fingerprint: str) -> Sequence[Answer]: ...
-
-    def keep(self, answer: Answer) -> None: ...
 
 
 #: Lane, status of the answer or reason of the failure, seconds.

@@ -39,9 +39,9 @@ from collections.abc import (
 )
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 from decimal import Decimal
-from typing import Any, Protocol
+from typing import Any
 from uuid import UUID
 
 import anthropic
@@ -58,10 +58,9 @@ from docsum.models import (
     ControlState,
     Lane,
     Rows,
-    Run,
     Usage,
 )
-from docsum.ports import Clock, Later
+from docsum.ports import BatchStore, Clock, Later
 from docsum.summarisers import prompt
 from docsum.summarisers.prices import OnTheirWay, Prices
 from docsum.summarisers.prompt import Reply
@@ -81,24 +80,6 @@ _WAIT = timedelta(seconds=10)  # after a refusal that does not say how long
 _MALFORMED = (ValueError, LookupError, TypeError, AttributeError)
 
 Json = Any
-
-
-class BatchStore(Protocol):
-    """The part of `SummaryStore` that the lane writes to."""
-
-    async def add_batch(self, batch: Batch, items: Sequence[BatchItem]) -> None: ...
-
-    async def save_batch(self, batch: Batch) -> None: ...
-
-    async def open_batches(
-        self, partitions: Collection[int], known: Collection[str] = ()
-    ) -> Sequence[tuple[Batch, Sequence[BatchItem]]]: ...
-
-    async def provider_batches(self, since: datetime) -> Mapping[str, str]: ...
-
-    async def run(self, run_id: UUID) -> Run | None: ...
-
-    async def write(self, rows: Rows) -> None: ...
 
 
 @dataclass(slots=True)
