@@ -328,7 +328,7 @@ def _path_of(text: str) -> Path:
             f"{scheme[1]}: cannot be listed: name a folder, a file, a pattern, a manifest, - for standard "
             "input, a bucket (s3://, gs:// or az://) or one document (https://)."
         )
-    return Path(text).expanduser().absolute()
+    return _at_home(text).absolute()
 
 
 def _local_path(uri: str, folder: str) -> str | None:
@@ -340,7 +340,15 @@ def _local_path(uri: str, folder: str) -> str | None:
         return os.fsdecode(unquote_to_bytes(rest))
     if _SCHEME.match(uri):
         return None
-    return os.path.normpath(Path(folder) / Path(uri).expanduser())
+    return os.path.normpath(Path(folder) / _at_home(uri))
+
+
+def _at_home(text: str) -> Path:
+    """With a home in place of its `~`. Files have such names too: `~$report.docx` is a lock of Office."""
+    try:
+        return Path(text).expanduser()
+    except (RuntimeError, ValueError):  # there is no such user, nor can be
+        return Path(text)
 
 
 def _walk(folder: str, deepest: int | None = None) -> Iterator[os.DirEntry[str] | Ignored | Unreadable]:

@@ -293,6 +293,17 @@ def test_a_manifest_of_json_lines(folder: Path) -> None:
     assert (two.uri, two.source_version, two.size_bytes) == ("https://example.org/2.pdf", "v7", 9)
 
 
+@pytest.mark.parametrize("name", ["~$report.docx", "~nobody-of-that-name/x.pdf", "~\0.pdf"])
+def test_a_name_that_begins_with_a_tilde_is_no_home_and_ends_nothing(folder: Path, name: str) -> None:
+    manifest = folder.parent / "list.jsonl"
+    lines = [{"document_id": "lock", "uri": name}, {"document_id": "last", "uri": "docs/b.txt"}]
+    manifest.write_text("\n".join(map(json.dumps, lines)))
+    lock, last = listed(manifest)
+    assert (lock.uri, last.document_id) == (file_uri(f"{folder.parent}/{name}"), "last")
+    with pytest.raises(UnusableSource, match="no file or folder"):
+        entries(name)
+
+
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
 def test_a_manifest_of_csv(folder: Path, delimiter: str) -> None:
     manifest = folder.parent / "list.csv"
