@@ -103,14 +103,17 @@ class Execution:
         if not saved.is_set():
             await publishing  # raises what was in its way
         say(f"Run {run.id} ({run.name}).")
-        async for snapshot in follow(run.id, self.store, self.clock):
-            watch.show(snapshot, publishing=not publishing.done())
-            if publishing.done():
-                await publishing
-            if snapshot.trouble and not self.deployment.still_runs():
-                raise NothingRuns("docsum was stopped meanwhile: `docsum up -d` starts it again.")
-        await publishing
-        return snapshot
+        while True:
+            announced = publishing.done()
+            async for snapshot in follow(run.id, self.store, self.clock):
+                watch.show(snapshot, publishing=not publishing.done())
+                if publishing.done():
+                    await publishing
+                if snapshot.trouble and not self.deployment.still_runs():
+                    raise NothingRuns("docsum was stopped meanwhile: `docsum up -d` starts it again.")
+            await publishing
+            if announced:  # else it may have looked interrupted, as after a sleep, and more have come since
+                return snapshot
 
     def _say_how_to_go_on(self, run: Run, publishing: asyncio.Task[Run], *, saved: bool) -> None:
         if not saved:
