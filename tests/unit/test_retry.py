@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import pytest
 
 from docsum.errors import REASONS, Disposition
-from docsum.models import Failure, to_ms
+from docsum.kafka import headers as h
+from docsum.models import Delivery, Failure, to_ms
 from docsum.retry import DeadLetter, Retry, decide
 from docsum.topics import Topology
 from tests.support.fakes import delivery
@@ -49,6 +51,23 @@ def test_a_source_that_is_down_is_waited_for_in_the_longest_topic_until_its_even
     assert decide(down, delivery(attempt=4), TOPOLOGY, NOW) == last
     yesterday = delivery(first_failed_ms=to_ms(NOW - timedelta(hours=24)))
     assert decide(down, yesterday, TOPOLOGY, NOW) == DeadLetter(failure("source_unavailable"))
+
+
+def test_after_a_replay_and_after_a_hold_a_source_is_waited_for_anew() -> None:
+    """Its breaker may still be open in a worker that had nothing to try since."""
+    down, days_ago = failure("source_down"), NOW - timedelta(days=3)
+    consumed = partial(h.delivery_of, "docsum.documents", 0, 7, b"doc-1", b"event", timestamp_ms=to_ms(NOW))
+
+    def waits(event: Delivery) -> bool:
+        return isinstance(decide(down, event, TOPOLOGY, NOW), Retry)
+
+    dead = consumed(h.dead_letter_headers(delivery(), down, days_ago, max_attempts=4, group="g"))
+    assert not waits(dead)
+    assert waits(consumed(h.replay_headers(dead, "replay-1", "g")))
+    retried = consumed(h.retry_headers(delivery(), down, days_ago, days_ago, max_attempts=4, group="g"))
+    assert not waits(retried)
+    held = consumed(h.held_headers(retried, "g"))
+    assert waits(consumed(h.held_headers(held, "g")))
 
 
 def test_an_unknown_schema_is_tried_once_more() -> None:

@@ -22,7 +22,7 @@ ORIGINAL_GROUP = "docsum-orig-group"
 ATTEMPT = "docsum-attempt"
 MAX_ATTEMPTS = "docsum-max-attempts"
 NOT_BEFORE = "docsum-not-before-ms"
-FIRST_FAILED_AT = "docsum-first-failed-at"
+FIRST_FAILED_AT = "docsum-first-failed-at"  # since the last replay or rest
 FAILED_AT = "docsum-failed-at"
 REASON = "docsum-reason"
 ERROR_CLASS = "docsum-error-class"
@@ -143,19 +143,24 @@ def dead_letter_headers(
 
 
 def held_headers(delivery: Delivery, group: str, reference: DocumentReference | None = None) -> Headers:
-    """Of the copy for the held topic, and back from it: nothing failed, so the attempt stays."""
-    kept = _texts(delivery)
-    kept.pop(NOT_BEFORE, None)
+    """Of the copy for the held topic, and back from it: nothing failed, so the attempt stays.
+
+    Since when its source has failed is left out: the time at rest must not count as that.
+    """
+    kept = {
+        name: text for name, text in _texts(delivery).items() if name not in (NOT_BEFORE, FIRST_FAILED_AT)
+    }
     ours = kept | _original(delivery, group) | {ATTEMPT: str(delivery.attempt)}
     return _replaced(delivery, ours | _identity(reference))
 
 
 def replay_headers(delivery: Delivery, replay_id: str, group: str) -> Headers:
-    """Of the copy from the dead-letter topic to the original one: attempts begin anew, the history stays."""
+    """Of the copy from the dead-letter topic to the original one: attempts begin anew, the history stays.
+
+    So does the time that it may wait for a source that is down: of earlier failures its log tells.
+    """
     kept = _texts(delivery)
-    history = {
-        name: kept[name] for name in (FIRST_FAILED_AT, ATTEMPT_LOG, RUN_ID, DOCUMENT_ID) if name in kept
-    }
+    history = {name: kept[name] for name in (ATTEMPT_LOG, RUN_ID, DOCUMENT_ID) if name in kept}
     replay = {
         REPLAY_COUNT: str(delivery.replay_count + 1),
         REPLAY_ID: replay_id,
