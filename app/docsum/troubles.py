@@ -15,8 +15,6 @@ from docsum.runs import standing
 from docsum.words import sentence, span
 
 _WORD = re.compile(r"\w+")
-#: Reasons of holds that the controls tell already.
-_ASKED_FOR = ("paused", "daily_budget")
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,12 +125,11 @@ def too_many_workers(health: Health) -> Iterator[Trouble]:
 
 def _holds(health: Health) -> Iterator[Trouble]:
     """By reason: the sentence of one worker, and how many others say the same."""
-    known = () if health.stored.controls is None else _ASKED_FOR
     told = [
         (row.reason, said, worker)
         for worker in health.living
         for said in (*worker.breakers, *worker.holds)
-        if (row := reason_in(said)) is not None and row.reason not in known
+        if (row := reason_in(said)) is not None and not _is_told(row.reason, health)
     ]
     told.sort(key=lambda each: each[0])
     for reason, group in groupby(told, key=lambda each: each[0]):
@@ -140,6 +137,13 @@ def _holds(health: Health) -> Iterator[Trouble]:
         names = {worker.worker for _, _, worker in same}
         others = f" ({len(names)} workers say so)" if len(names) > 1 else ""
         yield Trouble(f"{same[0][2].worker}: {sentence(same[0][1])}{others}", REASONS[reason].hint)
+
+
+def _is_told(reason: str, health: Health) -> bool:
+    """By `_controls`. Of a budget that is spent only together with what is on its way, workers alone know."""
+    if reason == "daily_budget":
+        return health.budget_is_spent
+    return reason == "paused" and health.stored.controls is not None
 
 
 def reason_in(said: str) -> Row | None:

@@ -213,6 +213,18 @@ def test_a_pause_is_not_told_again_as_a_hold_unless_nobody_else_knows() -> None:
     assert hold in sentences(silent_store)
 
 
+def test_a_budget_that_what_is_on_its_way_would_overspend_is_told_by_those_who_wait_for_it() -> None:
+    hold = (
+        "12 held at admit: daily_budget since 11:00:00 UTC, next try 12:00:02 UTC. $1.50 are spent today, "
+        "about $9.00 are on their way, DOCSUM_BUDGET__DAILY_USD allows $10.00."
+    )
+    seen = health(stored=stored(workers=(worker(holds=(hold,)),)), daily_budget=Decimal(10))
+    assert [trouble.what for trouble in troubles(seen)] == [f"worker-1: {hold}"]
+    spent = replace(seen, stored=replace(seen.stored, spent_today=Decimal(10)))
+    (trouble,) = troubles(spent)
+    assert trouble.what.startswith("$10.00 are spent of today's budget of $10.00")
+
+
 def test_events_that_retention_has_deleted_are_told() -> None:
     seen = health(backlog=backlog(Waiting("docsum.backfill", 0, lost=7)))
     assert "Retention has deleted 7 events of docsum.backfill" in sentences(seen)
