@@ -288,6 +288,15 @@ async def test_a_limit_that_nobody_reaches_is_not_counted() -> None:
     assert str(gate) == "0 of 8 calls"
 
 
+async def test_what_was_not_counted_before_the_first_reply_is_not_given_back_after_it() -> None:
+    gate = CallGate(8, FakeClock())
+    permit = gate.permit(60_000, 1)
+    async with permit:
+        gate.heard(said(1_000, 6_000))
+        permit.used(100, 1)
+    assert " 0 of 6,000 input tokens/min" in str(gate)
+
+
 async def test_after_a_pause_few_calls_go_and_one_more_for_each_answer() -> None:
     clock = FakeClock()
     gate = CallGate(16, clock)

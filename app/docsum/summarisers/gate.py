@@ -36,10 +36,10 @@ class _Spent:
 
     __slots__ = ("amount", "at", "counted")
 
-    def __init__(self, at: float, amount: float) -> None:
+    def __init__(self, at: float, amount: float, *, counted: bool) -> None:
         self.at = at
         self.amount = amount
-        self.counted = True  # until a minute has passed
+        self.counted = counted  # where there was a limit, until a minute has passed
 
 
 class _Budget:
@@ -77,20 +77,19 @@ class _Budget:
         return max(0.0, (min(amount, most) - self._level) / rate)
 
     def take(self, amount: int, now: float) -> _Spent:
-        spent = _Spent(now, amount)
-        if self.limit:
+        spent = _Spent(now, amount, counted=self.limit > 0)
+        if spent.counted:
             self._level -= amount
             self._sum += amount
             self._minute.append(spent)
         return spent
 
     def correct(self, spent: _Spent, amount: int) -> None:
-        if not self.limit:
-            return
-        self._level += spent.amount - amount
+        """Of what was taken, and of nothing else: the limit may have been learned since."""
         if spent.counted:
+            self._level += spent.amount - amount
             self._sum += amount - spent.amount
-        spent.amount = amount
+            spent.amount = amount
 
     def learn(self, limit: int, now: float) -> None:
         """What a reply says. What is too high to be reached stays uncounted."""
