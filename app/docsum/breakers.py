@@ -39,9 +39,11 @@ class Trouble:
     waiting: int  # deliveries
 
     def __str__(self) -> str:
+        day = "" if self.since.date() == self.next_probe.date() else "%Y-%m-%d "
+        waiting = f" {self.waiting} wait," if self.waiting else ""
         return (
-            f"{self.dependency} is out of order since {self.since:%H:%M:%S} UTC ({self.failure.reason}),"
-            f" {self.waiting} wait, next probe {self.next_probe:%H:%M:%S} UTC. {self.failure.message}"
+            f"{self.dependency} has not worked since {self.since:{day}%H:%M:%S} UTC ({self.failure.reason}),"
+            f"{waiting} next probe {self.next_probe:%H:%M:%S} UTC. {self.failure.message}"
         )
 
 
@@ -201,7 +203,7 @@ def _wake(turn: asyncio.Future[None]) -> None:
 
 
 class Breakers:
-    """The breakers of a worker, by dependency: `model`, `store`, `host example.org`."""
+    """The breakers of a worker, by dependency: `model NAME`, `https://host`, `s3://bucket`."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock

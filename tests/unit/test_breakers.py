@@ -9,9 +9,9 @@ from functools import partial
 
 import pytest
 
-from docsum.breakers import LONGEST_COOL_DOWN, MOST, Breaker, Breakers
+from docsum.breakers import LONGEST_COOL_DOWN, MOST, Breaker, Breakers, Trouble
 from docsum.models import Failure
-from tests.support.fakes import FakeClock
+from tests.support.fakes import START, FakeClock
 from tests.support.waiting import eventually
 
 DOWN = Failure("model_unreachable", "The provider cannot be reached.", "summarise", "ModelUnreachable")
@@ -172,6 +172,17 @@ def test_what_was_under_way_before_the_trouble_says_nothing_of_it(breaker: Break
     assert breaker.others_succeeded("mine", breaker.mark) == 0
     breaker.succeeded("probe", breaker.mark)
     assert not breaker.is_open
+
+
+def test_a_person_is_told_since_when_and_how_many_wait() -> None:
+    at = START.replace(hour=23, minute=59, second=50)
+    trouble = Trouble("https://h", DOWN, at, at + timedelta(seconds=5), 2)
+    assert str(trouble) == (
+        "https://h has not worked since 23:59:50 UTC (model_unreachable), 2 wait, next probe 23:59:55 UTC."
+        " The provider cannot be reached."
+    )
+    later = replace(trouble, next_probe=at + timedelta(seconds=15), waiting=0)
+    assert "since 2026-11-23 23:59:50 UTC (model_unreachable), next probe 00:00:05 UTC." in str(later)
 
 
 def test_the_breakers_of_many_hosts_are_bounded_and_open_ones_are_kept() -> None:
