@@ -10,6 +10,7 @@ from uuid import UUID
 
 import pytest
 
+from docsum.api.pages import looks
 from docsum.api.pages.looks import distance, percent, prose, squeeze, url, visible
 from docsum.errors import BrokerUnavailable, InvalidEvent
 from docsum.models import (
@@ -315,6 +316,18 @@ async def test_files_of_the_page_are_found_and_nothing_else() -> None:
         assert "immutable" in found.headers["cache-control"]
     for name in ("nothing.css", "..%2Flooks.py", "looks.py", "%2e%2e/session.py"):
         assert (await browser.get(f"/static/{name}")).status == 404
+
+
+async def test_names_that_strangers_ask_for_are_not_kept() -> None:
+    def kept() -> int:
+        caches = [each for each in vars(looks).values() if hasattr(each, "cache_info")]
+        return sum(each.cache_info().currsize for each in caches)
+
+    browser, seen = House(is_open=False).browser(), set()
+    for name in "abcdef":
+        assert (await browser.get(f"/static/{name}.css")).status == 404
+        seen.add(kept())
+    assert len(seen) == 1
 
 
 async def test_no_page_has_inline_scripts_or_styles() -> None:

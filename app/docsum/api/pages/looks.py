@@ -62,15 +62,17 @@ def has(template: str) -> bool:
     return template in environment().list_templates()
 
 
-@cache
 def static(name: str) -> tuple[bytes, str] | None:
     """A file of the folder `static`, and its media type."""
-    if not re.fullmatch(r"[a-z]+(\.[a-zA-Z]+)+", name):
-        return None
-    file = files("docsum.api.pages") / "static" / name
-    if not file.is_file():
-        return None
-    return file.read_bytes(), _TYPES[name.rpartition(".")[2]]
+    return _statics().get(name)
+
+
+@cache
+def _statics() -> Mapping[str, tuple[bytes, str]]:
+    """All of them, by name: what is asked for by whoever comes is looked up, and never kept."""
+    folder = files("docsum.api.pages") / "static"
+    typed = ((file, _TYPES.get(file.name.rpartition(".")[2])) for file in folder.iterdir())
+    return {file.name: (file.read_bytes(), media_type) for file, media_type in typed if media_type}
 
 
 def asset(name: str) -> str:
