@@ -1,4 +1,4 @@
-"""Pause, resume and cancel: a run, or all work. What is wanted is written down; every worker follows."""
+"""Pause, resume and cancel: a run, or all work. What is wanted, and by whom, is written down; all follow."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from docsum.models import (
     ALL_WORK,
     EPOCH,
     LIVE_EVENTS,
+    AuditRow,
     Control,
     ControlState,
     Run,
@@ -22,7 +23,7 @@ from docsum.words import money
 
 SMALLEST_BUDGET, LARGEST_BUDGET = Decimal("0.000001"), Decimal(1_000_000_000)  # US dollars
 #: How the audit spells it.
-PAUSE, RESUME, CANCEL = "pause --all", "resume --all", "runs cancel"
+PAUSE, RESUME = "pause --all", "resume --all"
 
 
 class ControlRefused(DocsumError):
@@ -32,15 +33,23 @@ class ControlRefused(DocsumError):
 # -- one run -----------------------------------------------------------------------------------------------
 
 
-async def pause_run(store: SummaryStore, clock: Clock, run: Run, reason: str) -> None:
+async def pause_run(store: SummaryStore, clock: Clock, run: Run, reason: str, *, who: str) -> None:
     """Raises ControlRefused for a run that is cancelled."""
     _refuse_cancelled(run)
+    reason = reason or f"Paused by {who}."
     wish = run.control or Control(run.id)
-    await _save(store, clock, replace(wish, state=ControlState.PAUSED, reason=reason or "Paused by hand."))
+    await _save(store, clock, replace(wish, state=ControlState.PAUSED, reason=reason))
+    await store.audit(AuditRow(clock.now(), who, "runs pause", _named(run, reason)))
 
 
 async def resume_run(
-    store: SummaryStore, clock: Clock, run: Run, budget: Decimal | None, accept_dead_letters: bool
+    store: SummaryStore,
+    clock: Clock,
+    run: Run,
+    budget: Decimal | None,
+    accept_dead_letters: bool,
+    *,
+    who: str,
 ) -> None:
     """Raises ControlRefused for a run that is cancelled, or that would stop at once at its old budget."""
     _refuse_cancelled(run)
@@ -53,15 +62,22 @@ async def resume_run(
         )
     unguarded = wish.unguarded or accept_dead_letters
     await _save(store, clock, Control(run.id, budget=budget, unguarded=unguarded))
+    await store.audit(AuditRow(clock.now(), who, "runs resume", _named(run)))
 
 
-async def cancel_run(store: SummaryStore, clock: Clock, run: Run, reason: str) -> None:
-    """Final: what waits never starts. Raises ControlRefused where it is cancelled already."""
+async def cancel_run(store: SummaryStore, clock: Clock, run: Run, reason: str, *, who: str) -> int:
+    """Final: what waits never starts. How many documents are cancelled.
+
+    Raises ControlRefused where it is cancelled already.
+    """
     _refuse_cancelled(run)
-    reason = reason or "Cancelled by hand."
+    reason = reason or f"Cancelled by {who}."
     wish = run.control or Control(run.id)
     await _save(store, clock, replace(wish, state=ControlState.CANCELLED, reason=reason))
     await store.cancel_rest(run.id, reason, clock.now())
+    count = (await store.progress(run.id)).cancelled
+    await store.audit(AuditRow(clock.now(), who, "runs cancel", _named(run, reason), count))
+    return count
 
 
 async def set_budget(store: SummaryStore, clock: Clock, run: Run, budget: Decimal) -> None:
@@ -98,18 +114,23 @@ def _refuse_cancelled(run: Run) -> None:
         )
 
 
+def _named(run: Run, reason: str = "") -> str:
+    return f"{run.id} ({run.name})" + (f": {reason}" if reason else "")
+
+
 # -- all work ----------------------------------------------------------------------------------------------
 
 
-async def pause_all(store: SummaryStore, clock: Clock, reason: str) -> None:
+async def pause_all(store: SummaryStore, clock: Clock, reason: str, *, who: str) -> None:
     """Nothing is begun any more, anywhere."""
     was = await store.control(ALL_WORK)
     granted = was.budget if was.changed_at >= midnight(clock.now()) else None  # yesterday's is over
     await _save(store, clock, Control(ALL_WORK, ControlState.PAUSED, reason, granted))
+    await store.audit(AuditRow(clock.now(), who, PAUSE, reason))
 
 
 async def resume_all(
-    store: SummaryStore, clock: Clock, daily_budget: Decimal | None
+    store: SummaryStore, clock: Clock, daily_budget: Decimal | None, *, who: str
 ) -> tuple[bool, Decimal | None]:
     """Whether anything was paused, and what may be spent today in all where the day's budget was spent."""
     was = [await store.control(target) for target in (ALL_WORK, LIVE_EVENTS)]
@@ -120,6 +141,8 @@ async def resume_all(
     await _save(store, clock, Control(ALL_WORK, budget=granted))
     if was[1].state is ControlState.PAUSED:
         await _save(store, clock, Control(LIVE_EVENTS))
+    detail = f"{money(granted)} for today" if granted else ""
+    await store.audit(AuditRow(clock.now(), who, RESUME, detail))
     return any(control.state is ControlState.PAUSED for control in was), granted
 
 

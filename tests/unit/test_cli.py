@@ -23,6 +23,7 @@ import pytest
 from docsum.bootstrap import open_lister
 from docsum.cli import execute
 from docsum.cli.app import COMMANDS, application
+from docsum.cli.audit import who
 from docsum.cli.config import described
 from docsum.cli.export import _cell
 from docsum.cli.output import Code, WrongUsage, code_of
@@ -517,6 +518,20 @@ def test_an_unknown_run_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> No
     code, _, err = result(capsys, "runs", "show", "ffff")
     assert code == Code.USAGE
     assert "There is no run ffff" in err
+
+
+def test_who_has_paused_resumed_and_cancelled_a_run_is_in_the_audit(
+    capsys: pytest.CaptureFixture[str], store: MemoryStore
+) -> None:
+    waiting = RunDocumentRow(RUN.id, "d", State.QUEUED, "file:///d", 1, "", "", START)
+    asyncio.run(store.write(Rows(run_documents=(waiting,))))
+    for arguments in (("pause", "last", "--reason", "a check"), ("resume", "last"), ("cancel", "last")):
+        assert result(capsys, "runs", *arguments)[0] == Code.OK
+    assert [(row.who, row.action, row.detail, row.count) for row in asyncio.run(store.audits())] == [
+        (who(), "runs cancel", f"{RUN.id} (letters): Cancelled by {who()}.", 1),
+        (who(), "runs resume", f"{RUN.id} (letters)", 0),
+        (who(), "runs pause", f"{RUN.id} (letters): a check", 0),
+    ]
 
 
 @pytest.mark.usefixtures("store")

@@ -33,11 +33,10 @@ from docsum.api.shapes import (
     WebhookOut,
     WebhookPage,
 )
-from docsum.controls import CANCEL, cancel_run, pause_run, resume_run, set_budget
+from docsum.controls import cancel_run, pause_run, resume_run, set_budget
 from docsum.health import Health, is_over
 from docsum.models import (
     API,
-    AuditRow,
     ControlState,
     Lane,
     Recipe,
@@ -316,9 +315,7 @@ async def webhooks(run_id: UUID, _: Reader, service: Needed) -> WebhookPage:
 async def pause(run_id: UUID, who: Submitter, service: Needed, body: PauseIn | None = None) -> RunOut:
     """Its documents wait in a topic of their own; calls that were sent are finished."""
     run = await found_run(run_id, service)
-    reason = (body.reason if body else "") or f"Paused by {who.name}."
-    await pause_run(service.store, service.clock, run, reason)
-    await _audit(service, who.name, "runs pause", run, reason)
+    await pause_run(service.store, service.clock, run, body.reason if body else "", who=who.name)
     return await _now(run_id, service)
 
 
@@ -326,11 +323,12 @@ async def pause(run_id: UUID, who: Submitter, service: Needed, body: PauseIn | N
 async def resume(run_id: UUID, who: Submitter, service: Needed, body: ResumeIn | None = None) -> RunOut:
     """After a pause, a spent budget (give a larger one), or a source that could not be listed."""
     run, wish = await found_run(run_id, service), body or ResumeIn()
-    await resume_run(service.store, service.clock, run, wish.budget_usd, wish.accept_dead_letters)
+    await resume_run(
+        service.store, service.clock, run, wish.budget_usd, wish.accept_dead_letters, who=who.name
+    )
     if run.publisher == API and run.state is RunState.INTERRUPTED:
         row = following(run, RunState.PUBLISHING, service.clock.now())
         await service.publishing.begin(row, is_new=False)
-    await _audit(service, who.name, "runs resume", run, "")
     return await _now(run_id, service)
 
 
@@ -338,9 +336,7 @@ async def resume(run_id: UUID, who: Submitter, service: Needed, body: ResumeIn |
 async def cancel(run_id: UUID, who: Submitter, service: Needed, body: PauseIn | None = None) -> RunOut:
     """What has not been started never is. Summaries that are there stay."""
     run = await found_run(run_id, service)
-    reason = (body.reason if body else "") or f"Cancelled by {who.name}."
-    await cancel_run(service.store, service.clock, run, reason)
-    await _audit(service, who.name, CANCEL, run, reason)
+    await cancel_run(service.store, service.clock, run, body.reason if body else "", who=who.name)
     return await _now(run_id, service)
 
 
@@ -354,8 +350,3 @@ async def found_run(run_id: UUID, service: Service) -> Run:
 async def _now(run_id: UUID, service: Service) -> RunOut:
     run = await found_run(run_id, service)
     return RunOut.model_validate(shown(run, await service.store.progress(run_id)))
-
-
-async def _audit(service: Service, who: str, action: str, run: Run, detail: str) -> None:
-    text = f"{run.id} ({run.name})" + (f": {detail}" if detail else "")
-    await service.store.audit(AuditRow(service.clock.now(), who, action, text))

@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from docsum.cli.audit import audit
+from docsum.cli.audit import who
 from docsum.cli.deployment import reached
 from docsum.cli.output import Code, WrongUsage, finish, next_step, say
-from docsum.controls import PAUSE, RESUME, larger_budget
 from docsum.controls import dollars as amount_of
+from docsum.controls import larger_budget
 from docsum.models import ControlState, Run, RunProgress
 from docsum.words import money, sentence
 
@@ -50,8 +50,7 @@ async def _pause_all(reason: str) -> Code:
     from docsum.ports import SystemClock
 
     async with open_store(reached()) as store:
-        await pause_all(store, SystemClock(), reason)
-        await audit(store, PAUSE, reason, 0)
+        await pause_all(store, SystemClock(), reason, who=who())
     say("All work is paused.")
     next_step("`docsum resume --all`")
     return Code.OK
@@ -79,8 +78,7 @@ async def _resume_all() -> Code:
 
     settings = reached()
     async with open_store(settings) as store:
-        paused, granted = await resume_all(store, SystemClock(), settings.budget.daily_usd)
-        await audit(store, RESUME, f"{money(granted)} for today" if granted else "", 0)
+        paused, granted = await resume_all(store, SystemClock(), settings.budget.daily_usd, who=who())
     say("Work goes on." if paused or granted else "Nothing was paused.")
     if granted:
         say(f"Today {money(granted)} may be spent in all.")

@@ -12,11 +12,12 @@ from uuid import UUID
 import typer
 
 from docsum.bootstrap import open_lister
+from docsum.cli.audit import who
 from docsum.cli.controls import Budget, Reason, dollars, told_why
 from docsum.cli.deployment import deployment_for, download, reached
 from docsum.cli.options import MAX_LAG, JsonLines, JsonObject, MaxLag, NoWait
 from docsum.cli.output import Code, WrongUsage, agreed, console, emit, finish, next_step, say, table
-from docsum.controls import CANCEL, cancel_run, pause_run, resume_run
+from docsum.controls import cancel_run, pause_run, resume_run
 from docsum.models import ControlState, DeliveryState, Lane, Run, RunState, WebhookDelivery
 from docsum.runs import run_fields, standing, webhook_fields
 from docsum.sources import STDIN
@@ -237,7 +238,7 @@ async def _pause(run_id: str, reason: str) -> Code:
 
     async with open_store(reached()) as store:
         run = await find(run_id, store)
-        await pause_run(store, SystemClock(), run, reason)
+        await pause_run(store, SystemClock(), run, reason, who=who())
     say(f"Run {run.id} ({run.name}) is paused; calls that were sent are finished.")
     next_step(f"`docsum runs resume {str(run.id)[:8]}`")
     return Code.OK
@@ -258,7 +259,6 @@ def cancel(
 
 async def _cancel(run_id: str, reason: str, yes: bool) -> Code:
     from docsum.bootstrap import open_store
-    from docsum.cli.audit import audit
     from docsum.ports import SystemClock
 
     async with open_store(reached()) as store:
@@ -268,10 +268,8 @@ async def _cancel(run_id: str, reason: str, yes: bool) -> Code:
         if not yes and sys.stdin.isatty() and not await agreed(question):
             say("Nothing is cancelled.")
             return Code.FAILURE
-        await cancel_run(store, SystemClock(), run, reason)
-        progress = await store.progress(run.id)
-        await audit(store, CANCEL, f"{run.id} ({run.name}): {reason}", progress.cancelled)
-    say(f"Run {run.id} ({run.name}) is cancelled: {progress.cancelled:,} documents.")
+        count = await cancel_run(store, SystemClock(), run, reason, who=who())
+    say(f"Run {run.id} ({run.name}) is cancelled: {count:,} documents.")
     next_step(f"`docsum export --run {str(run.id)[:8]} -o summaries.csv`")
     return Code.OK
 
@@ -326,7 +324,7 @@ async def _resume(run_id: str, wish: _Wish, manner: Manner) -> Code:
         granted = wish.budget is not None or wish.accept_dead_letters
         goes_on = granted or run.wanted is not ControlState.RUNNING
         if goes_on:
-            await resume_run(store, SystemClock(), run, wish.budget, wish.accept_dead_letters)
+            await resume_run(store, SystemClock(), run, wish.budget, wish.accept_dead_letters, who=who())
             say(f"Run {run.id} ({run.name}) goes on.")
     if run.source == STDIN and run.state is RunState.INTERRUPTED:
         raise WrongUsage(f"Standard input cannot be read again: pipe it into `docsum run - --id {run.id}`.")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+LONGEST_REASON = 1_000  # characters, as the API's requests have it
+
 
 @dataclass(frozen=True, slots=True)
 class Field:
@@ -17,6 +19,11 @@ class Field:
     needed: bool = False
     ticked: bool = False
     most: int = 200  # characters
+
+
+def why(help: str, *, needed: bool = False) -> Field:
+    """The reason for what is about to be done; `Form.reason` reads it."""
+    return Field("reason", "Why", help, needed=needed, most=LONGEST_REASON)
 
 
 @dataclass(frozen=True, slots=True)

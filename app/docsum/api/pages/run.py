@@ -12,23 +12,21 @@ from fastapi import APIRouter, Query, Response
 from docsum.api import cursors
 from docsum.api import runs as api
 from docsum.api.pages.charts import Chart, chart_of, counts_of, step_of
-from docsum.api.pages.confirm import Ask, Field
+from docsum.api.pages.confirm import Ask, Field, why
 from docsum.api.pages.errors import asked
 from docsum.api.pages.looks import cut, dollars, percent, visible
 from docsum.api.pages.runs import RunLine, line_of, run_path
-from docsum.api.pages.session import Looking, Sent, Steering, Viewer, to
+from docsum.api.pages.session import Looking, Sent, Steering, to
 from docsum.api.problems import Refused
 from docsum.api.service import Service
 from docsum.api.shapes import PauseIn, ResumeIn
 from docsum.controls import dollars as amount_of
 from docsum.models import ControlState, Run, RunProgress, State
-from docsum.runs import UnknownRun
 
 router = APIRouter(prefix="/runs", include_in_schema=False)
 
 PAGE = 50
 _FEW = 5  # of the slowest and dearest
-_LONGEST_REASON = 1_000
 
 
 @router.get("/{run_id}")
@@ -42,7 +40,7 @@ async def page(
 ) -> Response:
     """The part that is asked for every two seconds."""
     service, store = looks.service, looks.service.store
-    run = await asked(_found(run_id, looks))
+    run = await asked(api.found_run(run_id, service))
     progress, health, documents = await asked(
         asyncio.gather(
             store.progress(run.id),
@@ -76,7 +74,7 @@ async def page(
 async def more(run_id: UUID, looks: Looking) -> Response:
     """What is asked for less often: it reads the ledger."""
     store = looks.service.store
-    run = await asked(_found(run_id, looks))
+    run = await asked(api.found_run(run_id, looks.service))
     slowest, dearest, batches, messages, progress = await asked(
         asyncio.gather(
             store.expensive(run.id, _FEW, slowest=True),
@@ -129,7 +127,7 @@ def allowed(run: Run, progress: RunProgress) -> frozenset[str]:
 
 @router.get("/{run_id}/pause")
 async def ask_pause(run_id: UUID, looks: Steering) -> Response:
-    run = await asked(_found(run_id, looks))
+    run = await asked(api.found_run(run_id, looks.service))
     return looks.confirm(
         Ask(
             title=f"Pause {run.name}?",
@@ -137,20 +135,20 @@ async def ask_pause(run_id: UUID, looks: Steering) -> Response:
             "Calls that were sent are finished and stored.",
             button="Pause the run",
             back=run_path(run.id),
-            fields=(Field("reason", "Why", "Whoever looks at the run is told.", most=_LONGEST_REASON),),
+            fields=(why("Whoever looks at the run is told."),),
         ),
     )
 
 
 @router.post("/{run_id}/pause")
 async def pause(run_id: UUID, looks: Steering, sent: Sent) -> Response:
-    await api.pause(run_id, looks.who, looks.service, PauseIn(reason=_reason(sent.text("reason"))))
+    await api.pause(run_id, looks.who, looks.service, PauseIn(reason=sent.reason()))
     return to(run_path(run_id))
 
 
 @router.get("/{run_id}/resume")
 async def ask_resume(run_id: UUID, looks: Steering) -> Response:
-    run = await asked(_found(run_id, looks))
+    run = await asked(api.found_run(run_id, looks.service))
     progress = await asked(looks.service.store.progress(run.id))
     budget = run.control.budget if run.control else None
     spent = budget is not None and progress.cost >= budget
@@ -171,11 +169,11 @@ async def ask_resume(run_id: UUID, looks: Steering) -> Response:
             kind="checkbox",
         ),
     ]
-    why = f"It was paused: {run.control.reason}" if run.control and run.control.reason else ""
+    paused = f"It was paused: {run.control.reason}" if run.control and run.control.reason else ""
     return looks.confirm(
         Ask(
             title=f"Go on with {run.name}?",
-            says=why or run.problem or "Its documents that wait are worked on again.",
+            says=paused or run.problem or "Its documents that wait are worked on again.",
             button="Go on",
             back=run_path(run.id),
             fields=tuple(fields),
@@ -197,7 +195,7 @@ async def resume(run_id: UUID, looks: Steering, sent: Sent) -> Response:
 
 @router.get("/{run_id}/cancel")
 async def ask_cancel(run_id: UUID, looks: Steering) -> Response:
-    run = await asked(_found(run_id, looks))
+    run = await asked(api.found_run(run_id, looks.service))
     progress = await asked(looks.service.store.progress(run.id))
     return looks.confirm(
         Ask(
@@ -206,7 +204,7 @@ async def ask_cancel(run_id: UUID, looks: Steering) -> Response:
             "Summaries that are there stay. This cannot be undone; pausing can.",
             button="Cancel the run for good",
             back=run_path(run.id),
-            fields=(Field("reason", "Why", "Whoever looks at the run is told.", most=_LONGEST_REASON),),
+            fields=(why("Whoever looks at the run is told."),),
             danger=True,
         ),
     )
@@ -214,22 +212,5 @@ async def ask_cancel(run_id: UUID, looks: Steering) -> Response:
 
 @router.post("/{run_id}/cancel")
 async def cancel(run_id: UUID, looks: Steering, sent: Sent) -> Response:
-    await api.cancel(run_id, looks.who, looks.service, PauseIn(reason=_reason(sent.text("reason"))))
+    await api.cancel(run_id, looks.who, looks.service, PauseIn(reason=sent.reason()))
     return to(run_path(run_id))
-
-
-def _reason(text: str) -> str:
-    """As a wish takes it. Raises 422."""
-    if len(text) > _LONGEST_REASON or not text.replace("\n", " ").isprintable():
-        raise Refused(
-            HTTPStatus.UNPROCESSABLE_ENTITY,
-            f"Why: write at most {_LONGEST_REASON:,} characters that can be printed.",
-        )
-    return text
-
-
-async def _found(run_id: UUID, looks: Viewer) -> Run:
-    run = await looks.service.store.run(run_id)
-    if run is None:
-        raise UnknownRun(f"There is no run {run_id}.")
-    return run

@@ -18,7 +18,7 @@ from fastapi import Depends, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 
 from docsum.api.access import LOCAL, Caller, caller_of, service_of
-from docsum.api.pages.confirm import Ask
+from docsum.api.pages.confirm import LONGEST_REASON, Ask
 from docsum.api.pages.looks import environment, has, query
 from docsum.api.problems import Refused
 from docsum.api.service import Service
@@ -88,6 +88,17 @@ class Form:
     def text(self, name: str) -> str:
         """Without spaces around it; empty where it is missing."""
         return self.fields.get(name, "").replace("\r\n", "\n").strip()
+
+    def reason(self, *, needed: bool = False) -> str:
+        """Why something is done; empty where it need not be said. Raises 422."""
+        why = self.text("reason")
+        if len(why) > LONGEST_REASON or not why.replace("\n", " ").isprintable() or (needed and not why):
+            raise Refused(
+                HTTPStatus.UNPROCESSABLE_ENTITY,
+                f"Say why, in at most {LONGEST_REASON:,} characters that can be printed: whoever asks later "
+                "is told.",
+            )
+        return why
 
     def ticked(self, name: str) -> bool:
         return bool(self.fields.get(name))

@@ -6,23 +6,21 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from http import HTTPStatus
 from typing import Annotated, Literal
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Response
 
-from docsum.api.pages.confirm import Ask, Field
+from docsum.api.pages.confirm import Ask, why
 from docsum.api.pages.errors import asked
-from docsum.api.pages.session import Looking, Ruling, Sent, Viewer, to
-from docsum.api.problems import Refused
-from docsum.controls import PAUSE, RESUME, pause_all, resume_all
+from docsum.api.pages.session import Looking, Ruling, Sent, to
+from docsum.controls import pause_all, resume_all
 from docsum.health import Health, state_of
-from docsum.models import ALL_WORK, LIVE_EVENTS, AuditRow, CostBy, CostLine, Waiting, midnight
+from docsum.models import ALL_WORK, LIVE_EVENTS, CostBy, CostLine, Waiting, midnight
 from docsum.ports import ServiceStore
 from docsum.topics import Topology, lane_of
 from docsum.troubles import compact, too_many_workers, troubles
-from docsum.words import ANSWERED, money
+from docsum.words import ANSWERED
 
 router = APIRouter(include_in_schema=False)
 
@@ -155,15 +153,7 @@ async def ask_pause_all(looks: Ruling) -> Response:
             "Calls that were sent are finished and stored.",
             button="Pause all work",
             back="/workers",
-            fields=(
-                Field(
-                    "reason",
-                    "Why",
-                    "Whoever finds everything standing still is told.",
-                    needed=True,
-                    most=1_000,
-                ),
-            ),
+            fields=(why("Whoever finds everything standing still is told.", needed=True),),
             danger=True,
         ),
     )
@@ -171,15 +161,8 @@ async def ask_pause_all(looks: Ruling) -> Response:
 
 @router.post("/pause-all")
 async def pause_everything(looks: Ruling, sent: Sent) -> Response:
-    why = sent.text("reason")
-    if not why or len(why) > 1_000 or not why.replace("\n", " ").isprintable():
-        raise Refused(
-            HTTPStatus.UNPROCESSABLE_ENTITY,
-            "Say why, in at most 1,000 characters that can be printed: whoever finds everything standing "
-            "still is told.",
-        )
-    await pause_all(looks.service.store, looks.service.clock, why)
-    await _audit(looks, PAUSE, why)
+    service = looks.service
+    await pause_all(service.store, service.clock, sent.reason(needed=True), who=looks.who.name)
     return to("/workers")
 
 
@@ -202,12 +185,6 @@ async def ask_resume_all(looks: Ruling) -> Response:
 
 @router.post("/resume-all")
 async def resume_everything(looks: Ruling, _: Sent) -> Response:
-    store, clock, budget = looks.service.store, looks.service.clock, looks.service.daily_budget
-    granted = (await resume_all(store, clock, budget))[1]
-    await _audit(looks, RESUME, f"{money(granted)} for today" if granted else "")
-    return to("/workers")
-
-
-async def _audit(looks: Viewer, action: str, detail: str) -> None:
     service = looks.service
-    await service.store.audit(AuditRow(service.clock.now(), looks.who.name, action, detail))
+    await resume_all(service.store, service.clock, service.daily_budget, who=looks.who.name)
+    return to("/workers")
