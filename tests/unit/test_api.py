@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import Any
+from typing import Any, ClassVar
 from uuid import UUID, uuid4
 
 import httpx2
@@ -16,7 +18,7 @@ from starlette.requests import ClientDisconnect
 from docsum.api.access import digest_of, new_token, revoked
 from docsum.api.app import MOST_BYTES, application
 from docsum.api.service import Service
-from docsum.errors import StoreUnavailable
+from docsum.errors import StoreMisconfigured, StoreUnavailable
 from docsum.models import (
     API,
     Backlog,
@@ -24,7 +26,10 @@ from docsum.models import (
     Coordinates,
     DeadLetterRow,
     Delivery,
+    Lane,
+    Recipe,
     Rows,
+    Run,
     RunDocumentRow,
     RunState,
     Scope,
@@ -33,6 +38,8 @@ from docsum.models import (
 )
 from docsum.settings import Api
 from docsum.sources import Entry, Listed, UnusableSource
+from docsum.stores.memory import MemoryStore
+from tests.support.fakes import START, FakeClock
 from tests.support.service import FakeService
 from tests.support.waiting import eventually
 
@@ -243,13 +250,36 @@ async def test_what_a_killed_api_was_announcing_is_taken_up(fake: FakeService) -
     assert [entry.document_id for _, entry in fake.announce.runs] == ["a.pdf", "b.pdf"]
 
 
+async def test_whatever_a_look_raises_what_nobody_announces_is_taken_up_later() -> None:
+    class Failing(MemoryStore):
+        errors: ClassVar[list[Exception]] = [
+            StoreUnavailable("ClickHouse does not answer."),
+            KeyError("odd"),
+            StoreMisconfigured("The table runs lacks a column: run `docsum setup store`."),
+        ]
+
+        async def unpublished(self, publisher: str) -> Sequence[Run]:
+            if self.errors:
+                raise self.errors.pop()
+            return await super().unpublished(publisher)
+
+    clock = FakeClock()
+    fake = FakeService(store=Failing(clock.now), clock=clock)
+    fake.sources["s3://reports"] = listed("a.pdf")
+    long_ago, run_id = START - timedelta(minutes=1), uuid4()
+    run = Run(
+        run_id, "reports", "s3://reports", Recipe("m"), Lane.LIVE, RunState.PUBLISHING, long_ago, long_ago
+    )
+    await fake.store.save_run(replace(run, publisher=API))
+    async with background(fake.build()):
+        await is_published(fake, str(run_id))
+
+
 class background:  # noqa: N801 - used as a function
     def __init__(self, service: Service) -> None:
         self._service = service
 
     async def __aenter__(self) -> None:
-        import asyncio
-
         self._task = asyncio.create_task(self._service.publishing.run())
 
     async def __aexit__(self, *_: object) -> None:
@@ -298,6 +328,29 @@ async def test_a_list_that_is_cut_short_announces_nothing(fake: FakeService, cli
     assert (run.state, fake.announce.runs) == (RunState.INTERRUPTED, [])
     again = await client.post(f"/v1/runs/{run_id}/documents", content=lines("a"))
     assert again.json()["state"] == "running"
+
+
+async def test_a_list_that_stalls_and_is_cut_undoes_nothing_of_the_one_that_was_sent_again(
+    fake: FakeService, client: Client
+) -> None:
+    run_id = (await client.post("/v1/runs", json={})).json()["run_id"]
+    path, stalled, cut = f"/v1/runs/{run_id}/documents", asyncio.Event(), asyncio.Event()
+
+    async def slow() -> AsyncIterator[bytes]:
+        yield lines("a")
+        stalled.set()
+        await cut.wait()
+        raise ClientDisconnect
+
+    first = asyncio.create_task(client.post(path, content=slow()))
+    await asyncio.wait_for(stalled.wait(), 10)
+    assert (await client.post(path, content=lines("a", "b"))).status_code == 202
+    await eventually_later(fake)
+    cut.set()
+    assert (await first).status_code == 400
+    run = await fake.store.run(UUID(run_id))
+    assert run is not None
+    assert (run.state, len(fake.announce.runs)) == (RunState.PUBLISHED, 2)
 
 
 async def test_a_list_may_be_a_csv_and_must_not_be_too_large(fake: FakeService) -> None:

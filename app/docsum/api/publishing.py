@@ -11,7 +11,7 @@ from uuid import UUID
 
 import structlog
 
-from docsum.errors import Disposition, DocsumError, StoreError, row_of
+from docsum.errors import Disposition, DocsumError, row_of
 from docsum.manifests import NoManifest
 from docsum.models import API, ControlState, Lane, Run, RunState
 from docsum.ports import Clock, ServiceStore
@@ -96,16 +96,23 @@ class BackgroundPublisher:
         """Takes up what nobody publishes any more, again and again; when it is cancelled, all stops."""
         try:
             while True:
-                with suppress(StoreError):  # the next look asks again
-                    for run in await self.store.unpublished(API):
-                        if run.state is RunState.INTERRUPTED and run.wanted is not ControlState.CANCELLED:
-                            self._start(run)
+                try:
+                    await self._take_up()
+                except DocsumError as error:  # the next look asks again
+                    log.warning("publishing waits", action="publish", message=str(error))
+                except Exception:  # whatever it is, it must not end the loop unseen
+                    log.exception("publishing failed", action="publish")
                 await self.clock.sleep(LOOK_EVERY.total_seconds())
         finally:
             for task in self._tasks.values():
                 task.cancel()
             if self._tasks:
                 await asyncio.wait(self._tasks.values(), timeout=GOODBYE.total_seconds())
+
+    async def _take_up(self) -> None:
+        for run in await self.store.unpublished(API):
+            if run.state is RunState.INTERRUPTED and run.wanted is not ControlState.CANCELLED:
+                self._start(run)
 
     def _start(self, run: Run, *, is_new: bool = False) -> None:
         if run.id in self._tasks:
@@ -145,7 +152,7 @@ class BackgroundPublisher:
     async def _give_up(self, run: Run, error: Exception) -> None:
         known = isinstance(error, DocsumError)
         problem = str(error) if known else f"docsum failed unexpectedly: {type(error).__name__}."
-        with suppress(StoreError):  # then the next look takes it up, and it fails again
+        with suppress(DocsumError):  # then the next look takes it up, and it fails again
             stored = await self.store.run(run.id) or run
             row = following(stored, RunState.INTERRUPTED, self.clock.now(), problem)
             await self.store.save_run(row)

@@ -59,13 +59,19 @@ async def send_documents(
         try:
             await _spooled(request.stream(), spool, service.settings.max_upload)
         except BaseException:
-            row = following(run, RunState.INTERRUPTED, service.clock.now())
-            await asyncio.shield(service.store.save_run(row))
+            await asyncio.shield(_cut_short(run_id, service))
             raise
         spool.seek(0)
         head = read_head(spool, "The list")
         done = await service.publishing.announce_now(run, _entries(spool, head, service.clock), ends=not more)
     return await accepted(done.run, done.passed_over, service)
+
+
+async def _cut_short(run_id: UUID, service: Service) -> None:
+    """Written down, unless the same list was sent again meanwhile, and to its end."""
+    run = await found_run(run_id, service)
+    if run.state is not RunState.PUBLISHED:
+        await service.store.save_run(following(run, RunState.INTERRUPTED, service.clock.now()))
 
 
 async def _spooled(pieces: AsyncIterator[bytes], spool: BinaryIO, most: int) -> None:
