@@ -16,7 +16,7 @@ from collections import Counter, defaultdict
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from itertools import chain
 from random import Random
 from typing import Any, Protocol
@@ -68,6 +68,17 @@ class DeadLetterRecords(Protocol):
         """Each record once, in the order of the topic; None for one that Kafka has deleted."""
 
 
+class Unsettled(enum.StrEnum):
+    """The states of entries that can be given up. One that was replayed need not come back, nor be stored."""
+
+    OPEN = "open"
+    REPLAYED = "replayed"
+    PARKED = "parked"
+
+
+DISCARDABLE = tuple(each.value for each in Unsettled)
+
+
 class Fate(enum.StrEnum):
     """What a replay does with an entry."""
 
@@ -91,6 +102,12 @@ class Selection:
     meant: DeadLetterFilter | None
     places: tuple[Coordinates, ...] = ()  # in the dead-letter topic
     limit: int | None = None  # no more are replayed
+
+    def before(self, moment: datetime) -> Selection:
+        """Without what fails from then on: nobody has seen it."""
+        if self.meant is None:
+            return self
+        return replace(self, meant=replace(self.meant, until=min(self.meant.until or moment, moment)))
 
     def __str__(self) -> str:
         parts = [told(self.meant)] if self.meant else []

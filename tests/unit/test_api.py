@@ -486,11 +486,13 @@ async def test_a_document_is_found_and_deleted_by_an_id_full_of_slashes(
 # -- dead letters --------------------------------------------------------------------------------------------
 
 
-async def dead_letter(fake: FakeService, offset: int, reason: str = "source_forbidden") -> Coordinates:
+async def dead_letter(
+    fake: FakeService, offset: int, reason: str = "source_forbidden", **fields: Any
+) -> Coordinates:  # Any: a builder takes any field
     origin, copy = Coordinates("docsum.documents", 0, offset), Coordinates("docsum.dlq", 0, offset)
     now = datetime.now(UTC)
     row = DeadLetterRow(origin, copy, f"{offset}.pdf", 1, None, reason, "No.", "fetch", 4, now, now)
-    await fake.store.write(Rows(dead_letters=(row,)))
+    await fake.store.write(Rows(dead_letters=(replace(row, **fields),)))
     fake.records[copy] = Delivery(copy, b"k", b"v", (("docsum-attempt", b"4"),), 0, origin, 0)
     return copy
 
@@ -530,6 +532,52 @@ async def test_dead_letters_are_listed_shown_replayed_and_discarded(
     }
     assert (await client.post("/v1/dead-letters/discard", json=wish)).json()["discarded"] == 2
     assert {row.action for row in await fake.store.audits()} == {"dlq replay", "dlq discard"}
+
+
+async def test_what_fails_from_now_on_is_not_discarded(fake: FakeService, client: Client) -> None:
+    await dead_letter(fake, 0)
+    await dead_letter(fake, 1, failed_at=datetime.now(UTC) + timedelta(hours=1))
+    wish = {"everything": True, "reason": "Gone.", "until": "2999-01-01T00:00:00Z"}
+    assert (await client.post("/v1/dead-letters/discard", json=wish)).json()["discarded"] == 1
+    early = {"everything": True, "reason": "Gone.", "until": "2000-01-01T00:00:00Z"}
+    assert (await client.post("/v1/dead-letters/discard", json=early)).json()["discarded"] == 0
+
+
+async def test_one_that_was_replayed_is_discarded_by_its_place_and_not_among_others(
+    fake: FakeService, client: Client
+) -> None:
+    place = await dead_letter(fake, 0, state="replayed")
+    await dead_letter(fake, 1, state="parked")
+
+    async def discarded(**which: object) -> int:
+        answer = await client.post("/v1/dead-letters/discard", json={"reason": "Gone.", **which})
+        return int(answer.json()["discarded"])
+
+    assert await discarded(everything=True) == 1
+    assert await discarded(ids=[str(place)]) == 1
+    assert await discarded(ids=[str(place)]) == 0
+
+
+async def test_a_discard_that_is_cut_short_is_in_the_audit_as_far_as_it_came(
+    fake: FakeService, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("docsum.replay.AT_ONCE", 2)
+    for offset in range(5):
+        await dead_letter(fake, offset)
+    write = fake.store.write
+
+    async def writes_once(rows: Rows) -> None:
+        monkeypatch.setattr(fake.store, "write", down)
+        await write(rows)
+
+    async def down(rows: Rows) -> None:
+        raise StoreUnavailable("ClickHouse at http://store does not answer.")
+
+    monkeypatch.setattr(fake.store, "write", writes_once)
+    answer = await client.post("/v1/dead-letters/discard", json={"everything": True, "reason": "Gone"})
+    assert answer.status_code == 503
+    (row,) = await fake.store.audits()
+    assert (row.who, row.count, row.detail[-19:]) == ("local", 2, ": Gone, interrupted")
 
 
 @pytest.mark.parametrize("path", ["/v1/dead-letters/replay", "/v1/dead-letters/discard"])

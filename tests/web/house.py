@@ -216,8 +216,9 @@ class House:
     ) -> Coordinates:
         """One that could be replayed: its record is there, its event decodes."""
         place, origin = Coordinates("docsum.dlq", 0, offset), Coordinates("docsum.documents", 0, offset)
+        failed = START - timedelta(seconds=1)
         row = DeadLetterRow(
-            origin, place, document_id, 5, None, reason, f"It is {reason}.", "extract", 1, START, START
+            origin, place, document_id, 5, None, reason, f"It is {reason}.", "extract", 1, failed, failed
         )
         await self.store.write(Rows(dead_letters=(replace(row, **fields),)))  # type: ignore[arg-type]
         value = b"event of " + document_id.encode("utf-8", "surrogatepass")

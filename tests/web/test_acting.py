@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import timedelta
 from decimal import Decimal
 
 import pytest
@@ -341,6 +342,22 @@ async def test_one_dead_letter_can_be_replayed_and_discarded_alone() -> None:
     assert states == {place: "discarded", other: "open"}
     assert await audits(house) == [("local", "dlq discard", f"{place}: An archive.")]
     assert (await browser.get(f"/dead-letters/discard?id={place}")).status == 409
+
+
+async def test_what_fails_while_the_question_stands_open_is_not_discarded() -> None:
+    house = House()
+    place, browser = await house.dead_letter(), house.browser()
+    asked = await browser.get("/dead-letters/discard?reason=encrypted")
+    assert "Discard this dead letter?" in asked.text
+    house.clock.advance(timedelta(minutes=5))
+    later = await house.dead_letter(1, "doc-2", failed_at=house.clock.now())
+    house.clock.advance(timedelta(minutes=5))
+    fields = {**asked.hidden(), "reason": "Archives."}
+    assert (await browser.post("/dead-letters/discard", {**fields, "until": "soon"})).status == 422
+    page = await browser.post("/dead-letters/discard", fields)
+    assert "1 dead letter is discarded." in page.text
+    states = {each.dead_letter: each.state for each in house.store.dead_letter_rows.values()}
+    assert states == {place: "discarded", later: "open"}
 
 
 async def test_dead_letters_are_not_given_up_without_a_reason() -> None:

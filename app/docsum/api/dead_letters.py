@@ -27,11 +27,11 @@ from docsum.api.shapes import (
     Stays,
 )
 from docsum.models import AuditRow, Coordinates, DeadLetterFilter
-from docsum.replay import Fate, Selection, chosen, discard
+from docsum.replay import DISCARDABLE, Fate, Selection, chosen, discard
 from docsum.triage import entry_fields, entry_of, place_of, shown_fields
 
 router = APIRouter(prefix="/v1/dead-letters", tags=["dead letters"])
-DISCARDABLE = ("open", "parked")
+_WAITING = ("open", "parked")  # for a person; those that are under way are given up one by one
 StateName = Literal["open", "replayed", "parked", "discarded", "resolved"]
 
 
@@ -95,15 +95,22 @@ async def replay(body: ReplayIn, who: Admin, service: Needed) -> ReplayOut:
 @router.post("/discard", summary="Give dead letters up")
 async def give_up(body: DiscardIn, who: Admin, service: Needed) -> Discarded:
     """They stay in Kafka until their retention ends, and are asked about no more."""
-    selection, count = selection_of(body, DISCARDABLE), 0
+    # What fails from now on is not meant.
+    selection = selection_of(body, _WAITING).before(service.clock.now())
+    count, how = 0, ", interrupted"
     if body.dry_run:
         async for _ in chosen(service.store, selection, DISCARDABLE):
             count += 1
         return Discarded(discarded=count, dry_run=True)
-    async for some in discard(service.store, selection, DISCARDABLE):
-        count += some
-    detail = f"{selection}: {body.reason}"
-    await service.store.audit(AuditRow(service.clock.now(), who.name, "dlq discard", detail, count))
+    try:
+        async for some in discard(service.store, selection, DISCARDABLE):
+            count += some
+        how = ""
+    finally:
+        if count:
+            detail = f"{selection}: {body.reason}{how}"
+            row = AuditRow(service.clock.now(), who.name, "dlq discard", detail, count)
+            await service.store.audit(row)
     return Discarded(discarded=count, dry_run=False)
 
 

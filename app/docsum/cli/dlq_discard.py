@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import aclosing
@@ -32,20 +31,12 @@ from docsum.cli.dlq_selection import (
 from docsum.cli.options import JsonObject
 from docsum.cli.output import Code, WrongUsage, agreed, console, emit, finish, next_step, say, table
 from docsum.errors import REASONS
-from docsum.replay import Selection, chosen
+from docsum.replay import DISCARDABLE, Selection, Unsettled, chosen
 from docsum.replay import discard as discarded
 from docsum.words import clean
 
 if TYPE_CHECKING:
     from docsum.ports import SummaryStore
-
-
-class Unfinished(enum.StrEnum):
-    """What `discard --state` takes."""
-
-    OPEN = "open"
-    REPLAYED = "replayed"
-    PARKED = "parked"
 
 
 def discard(
@@ -58,7 +49,7 @@ def discard(
     until: Until = "",
     document: Documents = None,
     state: Annotated[
-        Unfinished | None, typer.Option(help="Only in this state; open unless told.", show_default=False)
+        Unsettled | None, typer.Option(help="Only in this state; open unless told.", show_default=False)
     ] = None,
     all_: All = False,
     dry_run: DryRun = False,
@@ -90,14 +81,9 @@ def discard(
 async def _discard(wanted: Wanted, why: str, dry_run: bool, yes: bool, json: bool) -> Code:
     from docsum.bootstrap import open_store
 
-    states = tuple(each.value for each in Unfinished) if wanted.ids else (wanted.state or "open",)
+    states = DISCARDABLE if wanted.ids else (wanted.state or "open",)
     async with open_store(reached()) as store:
-        selection = await wanted.selection(store, states)
-        if selection.meant is not None:  # what fails from now on is not meant
-            now = datetime.now(UTC)
-            selection = replace(
-                selection, meant=replace(selection.meant, until=min(selection.meant.until or now, now))
-            )
+        selection = (await wanted.selection(store, states)).before(datetime.now(UTC))
         tally = await _tally(store, selection, states)
         count = tally.total()
         if not count:

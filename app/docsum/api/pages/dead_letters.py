@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from http import HTTPStatus
 from typing import Annotated
 from uuid import UUID, uuid4
@@ -11,8 +12,7 @@ from fastapi import APIRouter, Query, Response
 
 from docsum.api import cursors
 from docsum.api import dead_letters as api
-from docsum.api.dead_letters import DISCARDABLE
-from docsum.api.pages.confirm import Ask, Field
+from docsum.api.pages.confirm import Ask, why
 from docsum.api.pages.errors import asked
 from docsum.api.pages.looks import query
 from docsum.api.pages.session import Form, Looking, Ruling, Sent, to
@@ -21,7 +21,7 @@ from docsum.api.replays import Job
 from docsum.api.shapes import DiscardIn, ReplayIn
 from docsum.errors import REASONS
 from docsum.models import DEAD_LETTER_STATES, RESOLVED, DeadLetterFilter
-from docsum.replay import Fate
+from docsum.replay import DISCARDABLE, Fate
 from docsum.triage import attempts_of, entry_of, event_fields, place_of, readable, replays_of
 
 router = APIRouter(prefix="/dead-letters", include_in_schema=False)
@@ -182,12 +182,14 @@ async def ask_discard(
     reason: Reason = "",
     run: UUID | None = None,
 ) -> Response:
-    selected = _selected(letter, reason, str(run or ""))
+    """The answer is about what is counted here: what fails meanwhile stays."""
+    selected = _selected(letter, reason, str(run or ""), until=looks.service.clock.now())
     wish = DiscardIn.model_validate({**selected, "reason": "-", "dry_run": True})
     number = (await asked(api.give_up(wish, looks.who, looks.service))).discarded
     if not number:
         raise Refused(
-            HTTPStatus.CONFLICT, "There is nothing to discard: open and parked dead letters can be."
+            HTTPStatus.CONFLICT,
+            "There is nothing to discard: what is stored by now, or was discarded before, is settled.",
         )
     one = number == 1
     return looks.confirm(
@@ -197,9 +199,7 @@ async def ask_discard(
             "replayed any more; Kafka keeps the record until its retention ends.",
             button="Discard it" if one else f"Discard {number:,} dead letters",
             back=f"/dead-letters/show{query({'id': letter})}" if letter else "/dead-letters",
-            fields=(
-                Field("reason", "Why", "It stands in the audit, with your name.", needed=True, most=1_000),
-            ),
+            fields=(why("It stands in the audit, with your name.", needed=True),),
             hidden=tuple(_hidden(selected).items()),
             danger=True,
         ),
@@ -208,13 +208,7 @@ async def ask_discard(
 
 @router.post("/discard")
 async def discard(looks: Ruling, sent: Sent) -> Response:
-    why = sent.text("reason")
-    if not why or len(why) > 1_000 or not why.replace("\n", " ").isprintable():
-        raise Refused(
-            HTTPStatus.UNPROCESSABLE_ENTITY,
-            "Say why, in at most 1,000 characters that can be printed: whoever asks later is told.",
-        )
-    wish = DiscardIn.model_validate({**_selected_again(sent), "reason": why})
+    wish = DiscardIn.model_validate({**_selected_again(sent), "reason": sent.reason(needed=True)})
     done = await api.give_up(wish, looks.who, looks.service)
     return to(f"/dead-letters{query({'discarded': done.discarded})}")
 
@@ -227,7 +221,9 @@ def _meant(state: str, reason: str = "", run: UUID | None = None) -> DeadLetterF
     return DeadLetterFilter(states=states, reasons=(reason,) if reason else (), run_id=run)
 
 
-def _selected(letter: str, reason: str, run: str, *, everything: bool = False) -> dict[str, object]:
+def _selected(
+    letter: str, reason: str, run: str, *, everything: bool = False, until: datetime | None = None
+) -> dict[str, object]:
     """What the API takes. Raises 422 where it does not say which, or is none."""
     if letter:
         if place_of(letter) is None:
@@ -235,7 +231,8 @@ def _selected(letter: str, reason: str, run: str, *, everything: bool = False) -
         return {"ids": [letter]}
     if not (reason or run or everything):
         raise Refused(HTTPStatus.UNPROCESSABLE_ENTITY, "Say which dead letters: follow a link of the page.")
-    return {"reasons": [reason] if reason else [], "run_id": run or None, "everything": everything}
+    reasons = [reason] if reason else []
+    return {"reasons": reasons, "run_id": run or None, "everything": everything, "until": until}
 
 
 def _hidden(selected: Mapping[str, object]) -> dict[str, str]:
@@ -243,14 +240,17 @@ def _hidden(selected: Mapping[str, object]) -> dict[str, str]:
     lists = {"letter": selected.get("ids"), "of": selected.get("reasons")}
     firsts = {name: each[0] for name, each in lists.items() if isinstance(each, Sequence) and each}
     run = {"run": str(selected["run_id"])} if selected.get("run_id") else {}
-    return firsts | run | ({"everything": "yes"} if selected.get("everything") else {})
+    until = {"until": str(selected["until"])} if selected.get("until") else {}
+    return firsts | run | until | ({"everything": "yes"} if selected.get("everything") else {})
 
 
 def _selected_again(sent: Form) -> dict[str, object]:
-    run = sent.text("run")
-    if run:
-        try:
+    run, until = sent.text("run"), sent.text("until")
+    try:
+        if run:
             UUID(run)
-        except ValueError as error:
-            raise Refused(HTTPStatus.UNPROCESSABLE_ENTITY, "This is no run's id.") from error
-    return _selected(sent.text("letter"), sent.text("of")[:100], run, everything=sent.ticked("everything"))
+        moment = datetime.fromisoformat(until) if until else None
+    except ValueError as error:
+        raise Refused(HTTPStatus.UNPROCESSABLE_ENTITY, "This is no run's id, or no time.") from error
+    everything = sent.ticked("everything")
+    return _selected(sent.text("letter"), sent.text("of")[:100], run, everything=everything, until=moment)
