@@ -329,6 +329,21 @@ async def test_a_replay_shows_first_what_it_would_do_then_how_far_it_is() -> Non
     assert "replayed" in (await browser.get(f"/dead-letters/show?id={place}")).text
 
 
+async def test_a_replay_whose_first_ones_have_no_end_yet_does_not_say_that_they_failed() -> None:
+    house = House()
+    for number in range(12):
+        await house.dead_letter(number, f"doc-{number}")
+    page = await house.browser().confirm("/dead-letters/replay?reason=encrypted", rate="50", sample="yes")
+    address = re.search(r"/dead-letters/replays/[0-9a-f-]{36}", page.html)
+    assert address
+    service = house.app.state.service
+    await within_turns(lambda: service.replays.newest[0].state == "stopped", 20_000)
+    done = await house.browser().get(address[0], part=True)
+    assert "0 helped, 0 failed again, 10 under way" in done.text
+    assert "the cause is still there" not in done.text
+    assert "Too many of the first ones are still under way, so nothing more goes" in done.text
+
+
 async def test_one_dead_letter_can_be_replayed_and_discarded_alone() -> None:
     house = House()
     place, other = await house.dead_letter(), await house.dead_letter(1, "doc-2")
