@@ -111,6 +111,8 @@ MOST_SCANNED_BYTES, MOST_SCANNED_PAGES = 22_000_000, 100
 FIRST_WAIT, LONGEST_WAIT = timedelta(seconds=0.5), timedelta(seconds=30)
 #: Texts and small documents in memory at once in one worker; a larger single one is admitted alone.
 TEXT_BYTES = 64 * 1024 * 1024
+#: So the reason of a pause begins that no person wished, but a run's budget.
+_OVER_BUDGET = "Its budget of $"
 
 
 @dataclass(slots=True, eq=False)
@@ -118,9 +120,11 @@ class Trip:
     """One delivery on its way: what is known of it so far. The only mutable thing in the pipeline."""
 
     delivery: Delivery
+    ordered: bool = False  # it was set aside and comes back, perhaps for an answer that is paid for
     stage: str = "decode"
     reference: DocumentReference | None = None
     run: Run | None = None
+    control: Control | None = None  # its run's or the live events', as it was when the delivery was looked at
     paid: bool = False  # a model call was made for it: on a rebalance it may finish
     held: Failure | None = None
     faltering: tuple[float, int] | None = None  # first of a row of HOLD failures: when, at which success
@@ -249,26 +253,40 @@ class Pipeline:
             return await self.codec.decode(delivery)
 
     async def _work(self, trip: Trip, reference: DocumentReference) -> Outcome | Deferred:
+        while True:
+            with suppress(_Unwanted):
+                return await self._once(trip, reference)
+            trip.paid = trip.ordered = False
+
+    async def _once(self, trip: Trip, reference: DocumentReference) -> Outcome | Deferred:
+        """Raises _Unwanted where it is to be looked at afresh."""
         try:
-            while True:
-                with suppress(_Unwanted):
-                    return await self._finish(trip, await self._outcome(trip, reference))
+            return await self._finish(trip, await self._outcome(trip, reference))
+        except _Unwanted:
+            raise
         except Later as later:
             # A fresh one: the traceback of this one holds the text.
             return Deferred(trip.delivery, Later(later.answers))
         except Exception as error:
-            return await self._settle(trip, classify(error, trip.stage))
+            failure = classify(error, trip.stage)
+        return await self._settle(trip, failure)  # may take hours: the error and what it holds are gone
 
     async def _outcome(self, trip: Trip, reference: DocumentReference) -> Outcome:
-        await self._patiently(trip, "admit", self._admit, reference)
+        await self._patiently(trip, "admit", self._admit, reference, trip.ordered)
         run = trip.run = await self._run_of(trip, reference)
-        if run is not None and (reason := await self._patiently(trip, "lookup", self._held_back, run)):
-            return Held(reason)
+        trip.control = await self._patiently(trip, "lookup", self._control_of, run)
+        trip.stage = "turn"
+        if later := await self.summariser.pending(reference, trip.delivery.at.partition):
+            trip.ordered = True
+        if run is not None:
+            reason = await self._patiently(trip, "lookup", self._held_back, run, trip.ordered)
+            if reason:
+                return Held(reason)
         recipe = run.recipe if run else self.recipe
         verdict = await self._verdict(trip, reference, recipe, run)
         if verdict is not None:
             return verdict
-        if later := await self.summariser.pending(reference, trip.delivery.at.partition):
+        if later:
             raise later
         model = self.breakers.of(f"model {recipe.model}")
         return await self._patiently(
@@ -280,14 +298,22 @@ class Pipeline:
             return None
         return await self._patiently(trip, "lookup", self.store.run, reference.run_id)
 
-    async def _admit(self, reference: DocumentReference) -> None:
-        """Raises WorkPaused or DailyBudgetSpent while nothing may start."""
+    async def _control_of(self, run: Run | None) -> Control:
+        if run is None:
+            return await self.store.control(LIVE_EVENTS)
+        return run.control or Control(run.id)
+
+    async def _admit(self, reference: DocumentReference, ordered: bool = False) -> None:
+        """Raises WorkPaused or DailyBudgetSpent while nothing may start.
+
+        `ordered`: what it waited for was within the budget, so that no budget is in its way.
+        """
         everything = await self.store.control(ALL_WORK)
         live = await self.store.control(LIVE_EVENTS) if reference.run_id is None else everything
         for control in (everything, live):
             if control.state is ControlState.PAUSED:
                 raise WorkPaused(control.reason, retry_after=LOOK_AGAIN)
-        if self.daily_budget is not None:
+        if self.daily_budget is not None and not ordered:
             now = self.clock.now()
             granted = everything.budget if everything.changed_at >= midnight(now) else None
             budget = max(self.daily_budget, granted or self.daily_budget)
@@ -328,31 +354,37 @@ class Pipeline:
             and await self.store.spent(run_id) + self.summariser.committed(run_id) >= control.budget
         )
 
-    async def _held_back(self, run: Run) -> str:
-        """Why the deliveries of a run rest; empty where they go on."""
+    async def _held_back(self, run: Run, ordered: bool = False) -> str:
+        """Why the deliveries of a run rest; empty where they go on. `ordered`: as for `_admit`.
+
+        Raises _Unwanted where something else has been asked for meanwhile.
+        """
         control = run.control
         if control is None or control.state is ControlState.CANCELLED:
             return ""
         if control.state is ControlState.PAUSED:
-            return control.reason
-        if control.budget is None:
+            return "" if ordered and control.reason.startswith(_OVER_BUDGET) else control.reason
+        if control.budget is None or ordered:
             return ""
         spent, committed = await self.store.spent(run.id), self.summariser.committed(run.id)
         if spent + committed < control.budget:
             return ""
         more = f", and about ${committed:.4f} are on their way" if committed else ""
-        reason = f"Its budget of ${control.budget} is spent: ${spent:.4f}{more}."
-        return await self._pause(run.id, control, reason)
-
-    async def _pause(self, target: UUID, control: Control | None, reason: str) -> str:
-        paused = replace(
-            control or Control(target),
-            state=ControlState.PAUSED,
-            reason=reason,
-            changed_at=self.clock.now(),
-        )
-        await self.store.save_control(paused)
+        reason = f"{_OVER_BUDGET}{control.budget} is spent: ${spent:.4f}{more}."
+        if not await self._pause(control, reason):
+            raise _Unwanted
         return reason
+
+    async def _pause(self, judged: Control, reason: str) -> bool:
+        """False, and nothing is written, where somebody has asked for something else since."""
+        now = await self.store.control(judged.target, fresh=True)
+        if now.changed_at > judged.changed_at:
+            return False
+        at = max(self.clock.now(), judged.changed_at + timedelta(milliseconds=1))  # whatever the clocks say
+        await self.store.save_control(
+            replace(judged, state=ControlState.PAUSED, reason=reason, changed_at=at)
+        )
+        return True
 
     async def _verdict(
         self, trip: Trip, reference: DocumentReference, recipe: Recipe, run: Run | None
@@ -480,13 +512,16 @@ class Pipeline:
     # -- the end of every delivery ----------------------------------------------------------------------
 
     async def _settle(self, trip: Trip, failure: Failure) -> Outcome | Deferred:
-        """A failure's outcome: the next retry topic, the dead-letter topic, or a rest with its whole run."""
-        if reason := self._reason_to_pause(trip, failure):
-            run = trip.run
-            target, control = (run.id, run.control) if run else (LIVE_EVENTS, None)
-            await self._patiently(trip, "store", self._pause, target, control, reason, forever=True)
+        """A failure's outcome: the next retry topic, the dead-letter topic, or a rest with its whole run.
+
+        Raises _Unwanted where something else has been asked of the run, or of the live events, meanwhile.
+        """
+        control = trip.control
+        if control is not None and (reason := self._reason_to_pause(trip, control, failure)):
+            if not await self._patiently(trip, "store", self._pause, control, reason, forever=True):
+                raise _Unwanted
             self.observer.guarded(trip.delivery, failure)
-            if run is not None:
+            if trip.run is not None:
                 return await self._finish(trip, Held(reason))
             await self._patiently(trip, "admit", self._admit, trip.reference)
         match decide(failure, trip.delivery, self.topology, self.clock.now(), self.max_age):
@@ -511,29 +546,28 @@ class Pipeline:
         wait = self.clock.sleep((retried.not_before - now).total_seconds())
         return Deferred(again, Later([asyncio.ensure_future(wait)]))
 
-    def _reason_to_pause(self, trip: Trip, failure: Failure) -> str:
+    def _reason_to_pause(self, trip: Trip, control: Control, failure: Failure) -> str:
         """Why not this document but its run, or all live events, must stop; empty where they need not."""
-        if trip.reference is None:
-            return ""
         if self._is_the_runs_own(trip, failure.reason):
             return failure.message
-        control = trip.run.control if trip.run else None
-        if failure.reason not in SUSPICIOUS or trip.delivery.replay_count or (control and control.unguarded):
+        if failure.reason not in SUSPICIOUS or trip.delivery.replay_count or control.unguarded:
             return ""
         if not self._flood.failed(self._flood_key(trip)):
             return ""
+        run = trip.run
+        go_on = f"runs resume {str(run.id)[:8]} --accept-dead-letters" if run else "resume --all"
         return (
             f"More than half of the last documents failed with {failure.reason}: {failure.message} "
-            "`docsum runs resume --accept-dead-letters` goes on all the same."
+            f"`docsum {go_on}` goes on all the same."
         )
 
     def _is_the_runs_own(self, trip: Trip, reason: str) -> bool:
         """A model that does not exist is the run's fault where the run has chosen it."""
         return reason == "model_unknown" and bool(trip.run and trip.run.recipe.model != self.recipe.model)
 
-    def _flood_key(self, trip: Trip) -> tuple[UUID | None, datetime | None]:
-        run = trip.run
-        return (run.id if run else None, run.control.changed_at if run and run.control else None)
+    def _flood_key(self, trip: Trip) -> tuple[UUID, datetime]:
+        control = trip.control or Control(LIVE_EVENTS)
+        return (control.target, control.changed_at)
 
     async def _finish(self, trip: Trip, outcome: Outcome) -> Outcome:
         """The one end: the copy acknowledged, the rows durable, then the result acknowledged.

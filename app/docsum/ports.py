@@ -174,8 +174,8 @@ class SummaryStore(Ledger, BatchStore, Protocol):
     async def runs(self, limit: int = 50) -> Sequence[Run]:
         """Newest first."""
 
-    async def control(self, target: UUID) -> Control:
-        """What is wanted of a run, of all work or of the live events; at most 2 seconds old."""
+    async def control(self, target: UUID, *, fresh: bool = False) -> Control:
+        """What is wanted of a run, of all work or of the live events; at most 2 seconds old, `fresh`: now."""
 
     async def controls(self) -> Sequence[Control]:
         """Every wish that was ever uttered, the newest of each target; at most 2 seconds old."""

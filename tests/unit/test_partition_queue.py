@@ -9,7 +9,8 @@ import pytest
 
 from docsum.kafka.partition_queue import Doors, PartitionQueue, QueueState
 from docsum.models import Outcome, Stored, to_ms
-from docsum.pipeline import Trip
+from docsum.pipeline import Deferred, Trip
+from docsum.ports import Later
 from tests.support.fakes import START, FakeClock, delivery, summary
 from tests.support.waiting import eventually
 
@@ -24,7 +25,7 @@ class Desk:
         self.crashes: list[BaseException] = []
         self.errors: dict[int, Exception] = {}
 
-    async def work(self, trip: Trip) -> Outcome:
+    async def work(self, trip: Trip) -> Outcome | Deferred:
         offset = trip.delivery.at.offset
         self.started.append(offset)
         if offset in self.errors:
@@ -147,3 +148,19 @@ async def test_what_finishes_after_the_partition_has_gone_is_not_committed(paid:
     await eventually(lambda: not queue.running)
     assert queue.state is QueueState.DEAD
     assert queue.uncommitted is None
+
+
+async def test_what_was_set_aside_says_so_when_it_comes_back() -> None:
+    there: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    class Orders(Desk):
+        async def work(self, trip: Trip) -> Outcome | Deferred:
+            return await super().work(trip) if trip.ordered else Deferred(trip.delivery, Later([there]))
+
+    desk = Orders()
+    queue = queue_for(desk)
+    queue.put(delivery(0))
+    await eventually(lambda: not queue.running)
+    there.set_result(None)
+    desk.let_finish(0)
+    await eventually(lambda: queue.uncommitted == 1)

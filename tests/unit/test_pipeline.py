@@ -629,6 +629,8 @@ async def test_a_flood_of_failures_that_may_be_ours_pauses_its_run(house: House,
     await asyncio.gather(*deliveries, return_exceptions=True)
     control = await house.store.control(target)
     assert control.state is ControlState.PAUSED and "No such field." in control.reason
+    command = "resume --all" if live else f"runs resume {str(run.id)[:8]} --accept-dead-letters"
+    assert f"`docsum {command}` goes on" in control.reason
     dead = [copy for copy in house.publisher.copies if copy.topic == "docsum.dlq"]
     assert len(dead) < 50
     assert {failure.reason for failure in house.observer.guards} == {"model_rejected"}
@@ -642,6 +644,115 @@ async def test_a_flood_that_was_accepted_and_documents_own_faults_pause_nothing(
     for number in range(140):
         assert isinstance(await house.process(reference(f"doc-{number}", run_id=run.id)), DeadLettered)
     assert (await house.store.control(run.id)).state is ControlState.RUNNING
+
+
+class FailsLate(FakeSummariser):
+    """Fails at the end of every call, and not at its beginning."""
+
+    async def summarise(self, reference: DocumentReference, *rest: Any, **named: Any) -> Summary:
+        assert self.gate is not None
+        self.calls += 1
+        await self.gate.wait()
+        raise self.errors[0]
+
+
+async def test_a_call_from_before_its_run_was_cancelled_does_not_undo_that(house: House) -> None:
+    run = await a_run(house, replace(RECIPE, model="claude-nonesuch"))
+    gate = asyncio.Event()
+    house.pipeline.summariser = model = FailsLate([ModelUnknown("There is none.")], gate=gate)
+    late = asyncio.create_task(house.process(reference("a", run_id=run.id)))
+    await within_turns(lambda: model.calls == 1)
+    cancelled = Control(run.id, ControlState.CANCELLED, "No more of it.", changed_at=START)
+    await house.store.save_control(cancelled)
+    gate.set()
+    assert await late == Skipped(SkipReason.CANCELLED)
+    assert await house.store.control(run.id) == cancelled
+    assert house.observer.guards == []
+
+
+async def test_a_flood_from_before_its_run_was_resumed_does_not_undo_that(house: House) -> None:
+    run = await a_run(house)
+    await house.store.save_control(Control(run.id, budget=Decimal(10), changed_at=START))
+    gate = asyncio.Event()
+    house.pipeline.summariser = model = FailsLate([ModelRejectedDocument("No.")], gate=gate)
+    late = [asyncio.create_task(house.process(reference(f"doc-{n}", run_id=run.id))) for n in range(60)]
+    await within_turns(lambda: model.calls == 60)
+    at = START + timedelta(seconds=1)
+    resumed = Control(run.id, budget=Decimal(20), unguarded=True, changed_at=at)
+    await house.store.save_control(resumed)
+    gate.set()
+    assert {type(outcome) for outcome in await asyncio.gather(*late)} == {DeadLettered}
+    assert await house.store.control(run.id) == resumed
+
+
+async def test_live_events_that_are_resumed_are_counted_anew(house: House) -> None:
+    house.summariser.errors = [ModelRejectedDocument("No.")] * 1_000
+    for number in range(49):
+        assert isinstance(await house.process(reference(f"doc-{number}")), DeadLettered)
+    paused = asyncio.create_task(house.process(reference("doc-50")))
+    await within_turns(lambda: len(house.observer.held) > 0)
+    await house.store.save_control(Control(LIVE_EVENTS, changed_at=house.clock.now()))
+    await paused
+    again = asyncio.create_task(house.process(reference("doc-51")))
+    await within_turns(again.done)
+    assert isinstance(await again, DeadLettered)
+    assert (await house.store.control(LIVE_EVENTS)).state is ControlState.RUNNING
+
+
+class FromTheLedger(FakeSummariser):
+    """Has an answer for everything."""
+
+    async def summarise(self, reference: DocumentReference, *rest: Any, **named: Any) -> Summary:
+        return summary()
+
+
+def back(house: House, event: DocumentReference) -> Trip:
+    """As a delivery comes back that was set aside for its answer."""
+    trip = house.trip(event)
+    trip.ordered = True
+    return trip
+
+
+async def test_what_was_ordered_within_the_budget_is_stored_once_that_is_spent(house: House) -> None:
+    run, process = await a_run(house), house.pipeline.process
+    await house.store.save_control(Control(run.id, budget=Decimal("0.02"), changed_at=START))
+    house.store.keep(an_answer(run.id, Decimal("0.02")))
+    assert isinstance(await house.process(reference("a", run_id=run.id)), Held)
+    assert (await house.store.control(run.id)).state is ControlState.PAUSED
+
+    house.pipeline.summariser = FromTheLedger()
+    assert isinstance(await process(back(house, reference("b", run_id=run.id))), Stored)
+    house.pipeline.summariser = model = FakeSummariser()
+    assert isinstance(await process(back(house, reference("c", run_id=run.id))), Held)  # it has to be bought
+    assert model.bought == 0
+
+    at = START + timedelta(minutes=1)
+    await house.store.save_control(Control(run.id, ControlState.PAUSED, "Lunch.", Decimal(1), changed_at=at))
+    house.pipeline.summariser = FromTheLedger()
+    assert await process(back(house, reference("d", run_id=run.id))) == Held("Lunch.")
+
+
+async def test_what_is_in_a_batch_is_waited_for_though_the_budget_is_spent(house: House) -> None:
+    """By the next owner of its partition, too, who has never set it aside."""
+
+    class Ordered(FakeSummariser):
+        async def pending(self, reference: DocumentReference, partition: int) -> Later:
+            return Later([asyncio.get_running_loop().create_future()])
+
+    run = await a_run(house)
+    await house.store.save_control(Control(run.id, budget=Decimal("0.02"), changed_at=START))
+    house.store.keep(an_answer(run.id, Decimal("0.02")))
+    house.pipeline.summariser = Ordered()
+    outcome = await house.pipeline.process(house.trip(reference("a", run_id=run.id)))
+    assert isinstance(outcome, Deferred) and outcome.later.answers
+
+
+async def test_what_was_ordered_does_not_wait_for_the_next_day_s_budget(house: House) -> None:
+    house.pipeline.daily_budget = Decimal(1)
+    house.store.keep(an_answer(None, Decimal(1), house.clock.now()))
+    house.pipeline.summariser = FromTheLedger()
+    assert isinstance(await house.pipeline.process(back(house, reference("a"))), Stored)
+    assert house.observer.held == []
 
 
 async def test_a_model_that_the_run_chose_and_that_does_not_exist_pauses_that_run_alone(house: House) -> None:

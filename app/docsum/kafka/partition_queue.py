@@ -51,7 +51,7 @@ class PartitionQueue:
     delays: bool = False
     state: QueueState = QueueState.OPEN
     tracker: OffsetTracker = field(default_factory=OffsetTracker)
-    waiting: deque[Delivery] = field(default_factory=deque)
+    waiting: deque[Trip] = field(default_factory=deque)
     running: dict[asyncio.Task[None], Trip] = field(default_factory=dict)
     committed: int | None = None
     paused: bool = False
@@ -60,7 +60,7 @@ class PartitionQueue:
     def put(self, delivery: Delivery) -> None:
         """Take a delivery; raises ValueError for an offset that is not higher than the last."""
         self.tracker.add(delivery.at.offset)
-        self.waiting.append(delivery)
+        self.waiting.append(Trip(delivery))
         if not self.paused and len(self.tracker) >= self.high:
             self.paused = True
             self.doors.full(self.topic, self.partition)
@@ -69,11 +69,11 @@ class PartitionQueue:
     def start_due(self) -> None:
         """Start what may start now."""
         while self.state is QueueState.OPEN and self.waiting and len(self.running) < self.slots:
-            wait = self._wait_for(self.waiting[0])
+            wait = self._wait_for(self.waiting[0].delivery)
             if wait > 0:
                 self._wake_in(wait)
                 return
-            trip = Trip(self.waiting.popleft())
+            trip = self.waiting.popleft()
             task = asyncio.create_task(self._run(trip))
             self.running[task] = trip
             task.add_done_callback(self._ended)
@@ -109,7 +109,7 @@ class PartitionQueue:
     def _work_again(self, delivery: Delivery) -> None:
         """It was set aside and took no slot; its offset is unfinished."""
         if self.state is QueueState.OPEN:
-            self.waiting.appendleft(delivery)
+            self.waiting.appendleft(Trip(delivery, ordered=True))
             self.start_due()
 
     def _finish(self, offset: int) -> None:

@@ -305,7 +305,9 @@ class ClickHouseStore:
             [run_of(values) for values in await self._query(_RUN_LIST, limit=limit)]
         )
 
-    async def control(self, target: UUID) -> Control:
+    async def control(self, target: UUID, *, fresh: bool = False) -> Control:
+        if fresh:
+            self._controls.forget()
         return await self._controls.of(target) or Control(target)
 
     async def controls(self) -> Sequence[Control]:

@@ -336,7 +336,7 @@ class MemoryStore:
     async def deaths(self, since: datetime) -> Sequence[Death]:
         return [death for _, death in sorted(self._deaths.items()) if death.died_at >= since]
 
-    async def control(self, target: UUID) -> Control:
+    async def control(self, target: UUID, *, fresh: bool = False) -> Control:
         return self._controls.get(target) or Control(target)
 
     async def controls(self) -> Sequence[Control]:
