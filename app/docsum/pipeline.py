@@ -242,6 +242,7 @@ class Pipeline:
             outcome = await self._settle(trip, classify(error, trip.stage))
         else:
             self.observer.decoded(trip.reference)
+            trip.stage = "turn"
             async with self._exclusion.of(trip.reference.document_id):
                 outcome = await self._work(trip, trip.reference)
         if not isinstance(outcome, Deferred):
@@ -422,6 +423,7 @@ class Pipeline:
         trip.stage = "fetch"
         document = await self._fetch(reference)
         try:
+            trip.stage = "room"
             async with self._texts.room(document.size):
                 trip.stage = "extract"
                 async with self._crashes.step("extract", trip.delivery.at):
@@ -711,8 +713,9 @@ class Pipeline:
     ) -> T:
         """Run a step, and again while what fails is everyone's trouble; `forever`: whatever fails.
 
-        Raises what is this document's own, a HOLD that counts as that, and anything after `at_most` or, where
-        there is such a bound, once the `breaker` of the dependency is open: then it is waited for elsewhere.
+        Raises what is this document's own, a HOLD that counts as that, and anything that would go on after
+        `at_most` or, where there is such a bound, while the `breaker` of the dependency is open: then it is
+        waited for elsewhere.
         """
         started, wait = self.clock.monotonic(), FIRST_WAIT
         while True:
@@ -727,17 +730,17 @@ class Pipeline:
                 if stage == "summarise":
                     trip.paid = False  # that call is over; while it waits for the next it may be let go
                 is_open = breaker is not None and breaker.is_open
-                waited = self.clock.monotonic() - started
-                if at_most and (is_open or waited > at_most.total_seconds()):
-                    raise
                 if is_open:
                     wait = FIRST_WAIT  # the breaker gives turns
-                failure = classify(error, trip.stage)
                 asked = error.retry_after if isinstance(error, DocsumError) else None
+                pause = asked or wait * uniform(0.75, 1.0)  # noqa: S311  (jitter needs no secrecy)
+                waited = timedelta(seconds=self.clock.monotonic() - started)
+                if at_most and (is_open or waited + pause > at_most):
+                    raise
+                failure = classify(error, trip.stage)
             else:
                 self._released(trip)
                 return result
-            pause = asked or wait * uniform(0.75, 1.0)  # noqa: S311  (jitter needs no secrecy)
             self._held(trip, failure, pause)
             await self.clock.sleep(pause.total_seconds())
             wait = min(wait * 2, LONGEST_WAIT)

@@ -28,6 +28,7 @@ from docsum.errors import (
     SourceUnavailable,
     StoreUnavailable,
 )
+from docsum.kafka.worker import is_working
 from docsum.models import (
     ALL_WORK,
     LIVE_EVENTS,
@@ -260,13 +261,21 @@ async def test_a_fault_of_our_own_is_retried_and_carries_its_stack(house: House)
 async def test_an_outage_is_waited_out_at_the_step_and_spends_no_attempt(
     house: House, error: DocsumError
 ) -> None:
-    house.summariser.errors = [error] * 20
+    house.summariser.errors = [error] * 30
     outcome = await house.process(reference("a"))
     assert isinstance(outcome, Stored)
     assert house.publisher.copies == []
-    assert len(house.observer.held) >= 20
+    assert len(house.observer.held) >= 30
     assert house.clock.now() - START > timedelta(minutes=2)
     assert house.fetcher.calls > 1  # the text was let go of meanwhile
+
+
+async def test_no_text_is_held_while_the_provider_asks_for_a_long_pause(house: House) -> None:
+    house.summariser.errors = [ModelRateLimited(retry_after=timedelta(minutes=30))]
+    assert isinstance(await house.process(reference("a")), Stored)
+    assert house.fetcher.calls == 2  # let go of, and read again
+    assert timedelta(minutes=30) <= house.clock.now() - START < timedelta(minutes=31)
+    assert house.publisher.copies == []
 
 
 async def test_a_short_hold_keeps_the_text(house: House) -> None:
@@ -442,6 +451,20 @@ async def test_two_deliveries_of_one_document_take_turns_and_one_is_bought(house
     assert isinstance(await first, Stored)
     assert isinstance(await second, Skipped)
     assert house.summariser.calls == 1
+
+
+async def test_who_waits_for_others_is_not_taken_for_stuck(house: House) -> None:
+    """For another delivery of the same document, for room, for the model: it may last as long as it likes."""
+    house.pipeline._texts = ByteBudget(5)  # one text
+    house.summariser.gate = asyncio.Event()
+    later = reference("a", occurred_at=START + timedelta(seconds=1))
+    trips = [house.trip(event) for event in (reference("a"), later, reference("b"))]
+    tasks = [asyncio.create_task(house.pipeline.process(trip)) for trip in trips]
+    await within_turns(lambda: [trip.stage for trip in trips] == ["summarise", "turn", "room"])
+    await within_turns(lambda: trips[0].paid)
+    assert not any(map(is_working, trips))
+    house.summariser.gate.set()
+    await asyncio.gather(*tasks)
 
 
 async def test_what_is_let_go_of_is_unfinished_and_writes_nothing(house: House) -> None:

@@ -43,7 +43,7 @@ WATCH_EVERY = timedelta(seconds=5)
 FETCH_WAIT = timedelta(milliseconds=200)
 #: Partitions that belong to nobody at two looks in a row are asked for.
 LOOK_FOR_UNOWNED_EVERY = timedelta(seconds=15)
-#: Work that is neither held nor waiting for its turn, and does not move for so long, is stuck.
+#: Work that waits for nobody, while no delivery ends for so long, is stuck.
 STALLED_AFTER = timedelta(minutes=10)
 #: A rebalance, or a life outside the group, that lasts longer than this is a fault of the client.
 LOST_AFTER = timedelta(minutes=5)
@@ -114,7 +114,8 @@ class KafkaWorker:
         self._numbers: frozenset[int] = frozenset()  # of partitions, as last assigned
         self._share: float | None = None
         self._missing: frozenset[str] = frozenset()  # at the last look
-        self._doors = Doors(process, self._full, self._room, self._crash)
+        self._process = process
+        self._doors = Doors(self._work, self._full, self._room, self._crash)
         self._queues: dict[TP, PartitionQueue] = {}
         self._crashed: asyncio.Future[None] | None = None
         self._stopping = False
@@ -331,6 +332,12 @@ class KafkaWorker:
         self._queues[tp] = queue
         return queue
 
+    async def _work(self, trip: Trip) -> Outcome | Deferred:
+        try:
+            return await self._process(trip)
+        finally:
+            self._moved = time.monotonic()
+
     # `on_buffer_full` leaves what was fetched in place; `pause_partitions` would drop it.
     def _full(self, topic: str, partition: int) -> None:
         self._app.consumer.on_buffer_full(TP(topic, partition))
@@ -359,7 +366,6 @@ class KafkaWorker:
                 return False
             for queue, offset in due.values():
                 queue.committed = offset
-            self._moved = time.monotonic()
             return True
 
     async def _commit_offsets(self, offsets: dict[TP, int], timeout: timedelta) -> bool:
@@ -606,11 +612,12 @@ def _home(task: asyncio.Task[Any]) -> str:
 
 
 def is_working(trip: Trip) -> bool:
-    """True while a delivery should be moving: not held, not in the model's queue, not waiting for the store.
+    """True while a delivery should be moving: not held, and not at a step that waits for others.
 
-    The store waits out its own trouble, for hours if need be, and says so itself.
+    Those are the turn after another delivery, the room for its text, the model (limits may allow one call a
+    minute, and every call ends by itself) and the store, which waits out its own trouble and says so itself.
     """
-    return trip.held is None and trip.stage != "store" and (trip.stage != "summarise" or trip.paid)
+    return trip.held is None and trip.stage not in ("turn", "room", "summarise", "store")
 
 
 async def seek_to_committed(consumer: Any) -> dict[TopicPartition, int | None]:
