@@ -2,12 +2,15 @@
 
     decode -> known? -> fetch -> extract -> summarise -> store          (Stored)
                 |                                                       (Skipped: nothing was bought)
+                +-- its run is paused, or over its budget ------------- (Held)
                 +-- a failure that is this document's own ------------- (Retried, DeadLettered)
 
-Every delivery leaves `process` with exactly one Outcome whose effects are durable: the copy acknowledged by
-the broker, then the rows written, then the result acknowledged, where upstreams are told of one. Whatever is
-everyone's trouble (the provider, the store, the broker) is waited out at the step where it was met and spends
-no attempt.
+A delivery leaves `process` with exactly one Outcome whose effects are durable: the copy acknowledged by the
+broker, then the rows written, then the result acknowledged, where upstreams are told of one. Or it leaves as
+Deferred, without an end yet: it is worked anew when a batch has brought its answer or when its retry in the
+batch lane is due, or by the next owner of its partition where that was taken away in the middle of it.
+Whatever is everyone's trouble (the provider, the store, the broker) is waited out at the step where it was
+met and spends no attempt.
 """
 
 from __future__ import annotations
@@ -117,7 +120,10 @@ _OVER_BUDGET = "Its budget of $"
 
 @dataclass(slots=True, eq=False)
 class Trip:
-    """One delivery on its way: what is known of it so far. The only mutable thing in the pipeline."""
+    """One delivery on its way: what is known of it so far.
+
+    It is the delivery's own; breakers, the flood guard, turns and the room for texts are all deliveries'.
+    """
 
     delivery: Delivery
     ordered: bool = False  # it was set aside and comes back, perhaps for an answer that is paid for
@@ -126,6 +132,7 @@ class Trip:
     run: Run | None = None
     control: Control | None = None  # its run's or the live events', as it was when the delivery was looked at
     paid: bool = False  # a model call was made for it: on a rebalance it may finish
+    leaving: bool = False  # its partition is taken away: no more calls are made for it
     held: Failure | None = None
     faltering: tuple[float, int] | None = None  # first of a row of HOLD failures: when, at which success
 
@@ -433,6 +440,8 @@ class Pipeline:
 
                 async def before_paying() -> None:
                     await self._refuse_unwanted(reference)
+                    if trip.leaving:
+                        raise Later(())  # never here: who has the partition next would buy it too
                     trip.paid = True
 
                 async def ask() -> Summary:

@@ -76,7 +76,10 @@ class Extractor(Protocol):
 
 
 class Later(Exception):
-    """The answer is not there yet: whoever gets this lets go of the text, and asks again `then`."""
+    """The answer is not there yet: whoever gets this lets go of the text, and asks again `then`.
+
+    Without answers to wait for nobody asks again here: the next owner of the partition does.
+    """
 
     def __init__(self, answers: Sequence[asyncio.Future[None]]) -> None:
         super().__init__(f"{len(answers)} answers are on their way")
@@ -111,6 +114,7 @@ class Summariser(Protocol):
     ) -> Summary:
         """Awaits `before_paying` right before each request is sent: what it raises stops that, and is raised.
 
+        A Later of its own, without answers, stops what was not sent and is raised when the rest is answered.
         `partition` is the delivery's own. Raises a ModelError or StoreError, in the batch lane Later.
         """
 

@@ -13,12 +13,14 @@ import pytest
 
 from docsum import errors
 from docsum.local.extractive import ExtractiveModel
-from docsum.models import Answer, Recipe, Summary
+from docsum.models import Answer, ExtractedText, Lane, Recipe, Summary
+from docsum.ports import Later
 from docsum.summarisers import prompt
 from docsum.summarisers.anthropic import AnthropicSummariser
 from docsum.summarisers.chunking import expected_calls, plan, split
 from docsum.summarisers.gate import CallGate
 from tests.contract.test_summariser import PRICES, Bench, ask, bench_at
+from tests.support.fakes import reference
 from tests.support.waiting import eventually
 
 #: Small parts, so that twenty of them are read in a second.
@@ -160,6 +162,28 @@ async def test_a_document_that_was_killed_goes_on_where_it_was(slow_bench: Bench
     assert (summary.chunks, summary.coverage) == (20, 1.0)
     assert summary.cost == cost_of(slow_bench.store.rows) - cost_of(before)  # what was bought now
     assert len(before) < answers + 8  # four in flight, and four that were sent while the kill was on its way
+
+
+async def test_a_document_whose_partition_is_taken_away_buys_no_further_part(slow_bench: Bench) -> None:
+    """What is in flight by then is waited for: the next owner finds it. The others do not wait for a turn."""
+    summariser, asked = slow_bench.summariser(), 0
+
+    async def pay_for_six() -> None:
+        nonlocal asked
+        asked += 1
+        if slow_bench.paid == 6:
+            raise Later(())
+        await slow_bench.pay()
+
+    text = ExtractedText(TWENTY, "text/plain")
+    with pytest.raises(Later):
+        await summariser.summarise(reference("doc-1"), text, RECIPE, Lane.LIVE, pay_for_six)
+    assert await summariser.drain(timedelta()) == 0
+    assert await slow_bench.accepted() == len(slow_bench.store.rows) == 6
+    assert asked <= 6 + 4
+    await read(slow_bench, TWENTY)
+    assert await bought_twice(slow_bench) == {}
+    assert await slow_bench.accepted() == len(expected_calls(TWENTY, RECIPE))
 
 
 async def test_a_document_that_failed_half_way_goes_on_where_it_was(bench: Bench) -> None:

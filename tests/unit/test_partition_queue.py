@@ -150,6 +150,20 @@ async def test_what_finishes_after_the_partition_has_gone_is_not_committed(paid:
     assert queue.uncommitted is None
 
 
+async def test_a_call_that_fails_while_its_partition_is_taken_away_is_not_made_again() -> None:
+    desk = Desk()
+    queue = queue_for(desk)
+    queue.put(delivery(0))
+    await eventually(lambda: desk.started == [0])
+    [trip] = queue.running.values()
+    trip.paid = True
+    queue.drain()
+    assert trip.leaving
+    trip.paid = False  # as while it waits for its next try
+    queue.die()
+    await eventually(lambda: not queue.running)
+
+
 async def test_what_was_set_aside_says_so_when_it_comes_back() -> None:
     there: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 

@@ -467,6 +467,19 @@ async def test_who_waits_for_others_is_not_taken_for_stuck(house: House) -> None
     await asyncio.gather(*tasks)
 
 
+async def test_nothing_is_bought_once_the_partition_is_taken_away(house: House) -> None:
+    house.summariser.turn = asyncio.Event()
+    trip = house.trip(reference("a"))
+    task = asyncio.create_task(house.pipeline.process(trip))
+    await within_turns(lambda: house.summariser.calls == 1)
+    trip.leaving = True
+    house.summariser.turn.set()
+    outcome = await task
+    assert isinstance(outcome, Deferred) and not outcome.later.answers
+    assert house.summariser.bought == 0
+    assert house.observer.outcomes == []
+
+
 async def test_what_is_let_go_of_is_unfinished_and_writes_nothing(house: House) -> None:
     house.summariser.gate = asyncio.Event()
     trip = house.trip(reference("a"))

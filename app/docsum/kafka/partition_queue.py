@@ -125,21 +125,27 @@ class PartitionQueue:
         self.start_due()
 
     def drain(self) -> None:
-        """Start nothing more, and let go of what has cost nothing yet."""
+        """Start nothing more, buy nothing more, and let go of what has cost nothing yet."""
         self.state = QueueState.DRAINING
         self.waiting.clear()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        for task, trip in self.running.items():
-            if trip.may_let_go:
-                task.cancel()
+        self._let_go()
 
     def die(self) -> None:
-        """The partition is no longer ours. What still runs may finish and store, never commit."""
+        """The partition is no longer ours. What was bought by then may finish and store, never commit."""
         if self.state is QueueState.OPEN:
             self.drain()
+        else:
+            self._let_go()  # a call that failed meanwhile would be made again
         self.state = QueueState.DEAD
+
+    def _let_go(self) -> None:
+        for task, trip in self.running.items():
+            trip.leaving = True
+            if trip.may_let_go:
+                task.cancel()
 
     @property
     def uncommitted(self) -> int | None:

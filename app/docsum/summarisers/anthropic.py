@@ -265,14 +265,25 @@ class AnthropicSummariser:
                 except _UNREADABLE as error:
                     gaps.leave_out(node.parts, error)
                 except Later as later:
+                    if not later.answers:
+                        raise  # no more of it is to be bought
                     ordered.extend(later.answers)
 
         ordered: list[asyncio.Future[None]] = []
         missing = [(place, node) for place, node in enumerate(nodes) if notes[place] is None and node.parts]
-        await _together(read(place, node) for place, node in missing)
+        try:
+            await _together(read(place, node) for place, node in missing)
+        except Later:
+            await self._answered(fingerprints)
+            raise
         if ordered:
             raise Later(ordered)
         return notes
+
+    async def _answered(self, fingerprints: Sequence[str]) -> None:
+        """Returns when none of these requests is in flight: what came of them is with the store."""
+        if sent := [self._calls[name] for name in fingerprints if name in self._calls]:
+            await asyncio.wait(sent)
 
     async def _foresee(self, job: Job, node: _Node) -> str:
         """The fingerprint of a request that comes later. Raises TooLong before its neighbours are bought."""
