@@ -199,7 +199,11 @@ async def _work(settings: Settings, stop: asyncio.Event, lane: Lane, set_up: boo
         )
         # The held topic has one reader, which is the live lane's.
         watch = partial(held.watch, lambda: worker.owned if worker.is_member else frozenset())
-        aside = [_beside(worker, heart.run), _beside(worker, batches.run if is_batch else watch)]
+        aside = [
+            _beside(worker, heart.run),
+            _beside(worker, store.flushing),
+            _beside(worker, batches.run if is_batch else watch),
+        ]
         try:
             await worker.run(stop)
         finally:

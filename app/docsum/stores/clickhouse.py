@@ -203,6 +203,10 @@ class ClickHouseStore:
         """Documents and answers that were handed over and are not stored yet."""
         return self._commits.buffered_rows
 
+    async def flushing(self) -> None:
+        """Goes on until the store is closed. Raises what has ended it: every write would wait for ever."""
+        await asyncio.shield(self._flusher)
+
     async def write(self, rows: Rows) -> None:
         await self._commits.write(rows)
 
