@@ -1011,6 +1011,17 @@ async def test_money_is_right_where_a_power_cut_has_emptied_the_projection(own_e
 # -- what is wanted of runs ----------------------------------------------------------------------------------
 
 
+async def test_a_wish_of_another_process_is_seen_at_once_by_whoever_asks_afresh(
+    database: ClickHouse, clickhouse: ClickHouseStore
+) -> None:
+    run_id = uuid4()
+    assert await clickhouse.control(run_id) == Control(run_id)
+    cancelled = Control(run_id, ControlState.CANCELLED, "No more of it.", changed_at=NOW)
+    async with ClickHouseStore(database, INTERVAL) as other:
+        await other.save_control(cancelled)
+    assert await clickhouse.control(run_id, fresh=True) == cancelled
+
+
 async def test_nothing_is_wanted_of_a_run_until_somebody_asks_and_the_newest_wish_counts(
     store: SummaryStore,
 ) -> None:
