@@ -467,7 +467,7 @@ class Pipeline:
             return await self.fetcher.fetch(reference)
         breaker = self.breakers.of(source)
         if not breaker.may_probe():
-            raise SourceDown(f"{source} is out of order: {breaker.trouble()}")
+            raise SourceDown(str(breaker.trouble()))
         was_open, begun = breaker.is_open, breaker.mark
         try:
             document = await self.fetcher.fetch(reference)

@@ -174,7 +174,7 @@ async def publish(
 
     `tell` hears how far it has come, for the first time when the run is saved.
     Cancelled or failed, it leaves the run `publishing-interrupted`: publishing it again goes on. Waits while
-    the group is `max_lag` events behind, where `lag` can tell (a batch lane is not asked: what waits there
+    the group is `max_lag` events behind, where `lag` can tell (the batch lane is not asked: what waits there
     for its batch is behind nobody), and for PATIENCE while the broker or the store is down. Raises
     BrokerUnavailable or StoreError, the latter at once where the run cannot even be saved.
     """

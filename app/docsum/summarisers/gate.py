@@ -36,10 +36,10 @@ class _Spent:
 
     __slots__ = ("amount", "at", "counted")
 
-    def __init__(self, at: float, amount: float, *, counted: bool) -> None:
+    def __init__(self, at: float, amount: float) -> None:
         self.at = at
         self.amount = amount
-        self.counted = counted  # where there was a limit, until a minute has passed
+        self.counted = True  # until a minute has passed
 
 
 class _Budget:
@@ -76,20 +76,21 @@ class _Budget:
         # A call larger than the bucket goes when it is full, and the next ones wait the debt off.
         return max(0.0, (min(amount, most) - self._level) / rate)
 
-    def take(self, amount: int, now: float) -> _Spent:
-        spent = _Spent(now, amount, counted=self.limit > 0)
-        if spent.counted:
-            self._level -= amount
-            self._sum += amount
-            self._minute.append(spent)
+    def take(self, amount: int, now: float) -> _Spent | None:
+        """None where there is no limit, or none is known yet."""
+        if not self.limit:
+            return None
+        spent = _Spent(now, amount)
+        self._level -= amount
+        self._sum += amount
+        self._minute.append(spent)
         return spent
 
     def correct(self, spent: _Spent, amount: int) -> None:
-        """Of what was taken, and of nothing else: the limit may have been learned since."""
+        self._level += spent.amount - amount
         if spent.counted:
-            self._level += spent.amount - amount
             self._sum += amount - spent.amount
-            spent.amount = amount
+        spent.amount = amount
 
     def learn(self, limit: int, now: float) -> None:
         """What a reply says. What is too high to be reached stays uncounted."""
@@ -109,7 +110,7 @@ class Permit:
         self._gate = gate
         self._amounts = amounts
         self._lane = lane
-        self._spent: tuple[_Spent, ...] = ()
+        self._spent: tuple[_Spent | None, ...] = ()
 
     async def __aenter__(self) -> None:
         self._spent = await self._gate.enter(self, self._amounts, self._lane)
@@ -132,7 +133,7 @@ class _Turn:
 
     def __init__(self, amounts: tuple[int, int, int]) -> None:
         self.amounts = amounts
-        self.granted: asyncio.Future[tuple[_Spent, ...]] = asyncio.get_running_loop().create_future()
+        self.granted: asyncio.Future[tuple[_Spent | None, ...]] = asyncio.get_running_loop().create_future()
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,7 +271,9 @@ class CallGate:
 
     # -- turns -------------------------------------------------------------------------------------------
 
-    async def enter(self, call: Permit, amounts: tuple[int, int, int], lane: Lane) -> tuple[_Spent, ...]:
+    async def enter(
+        self, call: Permit, amounts: tuple[int, int, int], lane: Lane
+    ) -> tuple[_Spent | None, ...]:
         """For `Permit`: returns when the call may start, with what it took."""
         turn = _Turn(amounts)
         queue = self._live if lane is Lane.LIVE else self._others
@@ -300,10 +303,11 @@ class CallGate:
         self._taken -= 1
         self._pump()
 
-    def correct(self, spent: tuple[_Spent, ...], *amounts: int) -> None:
+    def correct(self, spent: tuple[_Spent | None, ...], *amounts: int) -> None:
         """For `Permit`: requests, input tokens, output tokens."""
         for budget, old, amount in zip(self._budgets, spent, amounts, strict=True):
-            budget.correct(old, amount)
+            if old is not None:
+                budget.correct(old, amount)
         if self._timer is not None:  # what was given back may be what the next one waits for
             self._pump()
 
