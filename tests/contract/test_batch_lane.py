@@ -7,7 +7,7 @@ import contextlib
 import resource
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -230,6 +230,13 @@ def a_run() -> Run:
     return Run(UUID(int=0), "a run", "/docs", RECIPE, Lane.BATCH, RunState.PUBLISHED, START, START)
 
 
+async def answered(bench: Bench, waiting: Iterable[Awaitable[object]]) -> None:
+    """Once the provider is done with what it has."""
+    await bench.pass_time()
+    async with asyncio.timeout(10):
+        await asyncio.gather(*waiting)
+
+
 async def submitted(bench: Bench, count: int = 1) -> None:
     await eventually(lambda: bench.states.count("submitted") >= count)
 
@@ -415,9 +422,7 @@ async def test_an_intent_of_which_the_store_does_not_say_that_it_knows_is_not_se
     bench.store.on_intent = fail
     waiting = worker.start(1, 2)
     await eventually(lambda: bench.states == ["abandoned", "submitted"])
-    await bench.pass_time()
-    async with asyncio.timeout(10):
-        await asyncio.gather(*waiting)
+    await answered(bench, waiting)
     assert await bench.billed() == 2
     assert await bench.batches() == 1
 
@@ -437,9 +442,7 @@ async def test_an_intent_that_shows_late_is_given_up_alone(start: Start) -> None
         replace(batch, intent=late, state=BatchState.SUBMITTING, provider_id=""), items
     )
     await eventually(lambda: bench.states == ["abandoned", "submitted"])
-    await bench.pass_time()
-    async with asyncio.timeout(10):
-        await asyncio.gather(*waiting)
+    await answered(bench, waiting)
     assert await bench.billed() == 2
     assert await bench.batches() == 1
 
@@ -462,9 +465,7 @@ async def test_what_a_batch_that_shows_late_has_bought_is_not_sent_again(start: 
     await eventually(lambda: len(bench.store.batch_rows) == 2)
     assert [batch.size for batch in bench.store.batch_rows.values()] == [2, 2]
     await submitted(bench, 1 if ended else 2)
-    await bench.pass_time()
-    async with asyncio.timeout(10):
-        await asyncio.gather(*waiting)
+    await answered(bench, waiting)
     assert await bench.billed() == 4
 
 
@@ -676,9 +677,7 @@ async def test_what_a_late_batch_does_not_answer_another_still_brings(start: Sta
     late = min(bench.store.batch_rows.values(), key=lambda batch: batch.created_at)
     await bench.client.messages.batches.cancel(late.provider_id)
     await eventually(lambda: bench.states == ["applied", "submitted"])
-    await bench.pass_time()
-    async with asyncio.timeout(10):
-        await asyncio.gather(*waiting)
+    await answered(bench, waiting)
     assert await bench.billed() == 3
     assert await bench.batches() == 2
 
