@@ -13,6 +13,9 @@ from docsum.cli.output import Code, WrongUsage, finish, next_step, say
 Check = Annotated[bool, typer.Option("--check", help="Change nothing; end with 78 when something is wrong.")]
 
 
+_TOPICS_GOOD = "The topics are as they should be."
+_STORE_GOOD = "The tables are as they should be."
+_SCHEMAS_GOOD = "The schemas are registered."
 _FORMS: dict[str, Literal["kafka", "strimzi"]] = {"kafka": "kafka", "strimzi": "strimzi"}
 
 
@@ -120,10 +123,8 @@ async def _topics(check: bool) -> Code:
     settings = reached()
     admin, topology = open_admin(settings), settings.topology()
     if check:
-        return _checked(await admin.check(topology), "The topics are as they should be.", "topics")
-    for line in await admin.setup(topology, settings.topics.replication_factor) or [
-        "The topics are as they should be."
-    ]:
+        return _checked(await admin.check(topology), _TOPICS_GOOD, "topics")
+    for line in await admin.setup(topology, settings.topics.replication_factor) or [_TOPICS_GOOD]:
         typer.echo(line)
     return Code.OK
 
@@ -165,12 +166,12 @@ async def _store(check: bool) -> Code:
 
     settings = reached()
     if not check:
-        for name in await setup(settings.clickhouse) or ("The tables are as they should be.",):
+        for name in await setup(settings.clickhouse) or (_STORE_GOOD,):
             typer.echo(name)
         return Code.OK
     try:
         async with open_store(settings):
-            return _checked([], "The tables are as they should be.", "store")
+            return _checked([], _STORE_GOOD, "store")
     except StoreMisconfigured as error:
         return _checked([str(error)], "", "store")
 
@@ -201,7 +202,7 @@ async def _schemas(check: bool) -> Code:
         return Code.OK
     async with aclosing(SchemaRegistry(url)) as registry:
         if check:
-            return _checked(await schemas.check(registry, topology), "The schemas are registered.", "schemas")
-        for line in await schemas.setup(registry, topology) or ["The schemas are registered."]:
+            return _checked(await schemas.check(registry, topology), _SCHEMAS_GOOD, "schemas")
+        for line in await schemas.setup(registry, topology) or [_SCHEMAS_GOOD]:
             typer.echo(line)
     return Code.OK
